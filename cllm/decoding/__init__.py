@@ -1,0 +1,1 @@
+"""The step, AR and Jacobi decoding, sampling, trajectories."""

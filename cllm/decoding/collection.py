@@ -1,0 +1,67 @@
+"""Prompts to trajectories: batched block decoding of one shard, cleaning and augmentation (paper algorithm 1)."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from cllm.decoding.decoder import JacobiDecoder
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.trajectories import Trajectory, longest_run, most_repeated_sentence, partly_corrected
+from cllm.recipe import CollectConfig
+from cllm.tasks.prompts import Prompt
+
+
+def collect(
+    decoder: JacobiDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: CollectConfig,
+    seed: int,
+) -> tuple[list[Trajectory], Counter[str]]:
+    """Trajectories of `prompts` in their order, without the dropped ones; and how many were dropped for what reason."""
+    kept: dict[str, Trajectory] = {}
+    dropped: Counter[str] = Counter()
+    for batch in _batches(prompts, config.batch_size):
+        requests = [
+            DecodeRequest(p.prompt_ids, config.max_new_tokens, SamplingParams(seed=int(p.prompt_id, 16) ^ seed))
+            for p in batch
+        ]
+        for prompt, result in zip(batch, decoder.generate(requests), strict=True):
+            row = Trajectory.from_result(prompt.prompt_id, prompt.prompt_ids, result)
+            reason = reason_to_drop(row, tokenizer, config)
+            if reason is None:
+                kept[prompt.prompt_id] = augment(row, config.augment, seed)
+            else:
+                dropped[reason] += 1
+    return [kept[prompt.prompt_id] for prompt in prompts if prompt.prompt_id in kept], dropped
+
+
+def reason_to_drop(row: Trajectory, tokenizer: PreTrainedTokenizerBase, config: CollectConfig) -> str | None:
+    """Why a response would harm the student (paper section 3.2.1), or None."""
+    if config.drop_unfinished and row.finish_reason == "length":
+        return "unfinished"
+    if config.max_token_repeat is not None and longest_run(row.response_ids) > config.max_token_repeat:
+        return "token_repetition"
+    if config.max_sentence_repeat is not None:
+        text = tokenizer.decode(list(row.response_ids), skip_special_tokens=True)
+        if most_repeated_sentence(str(text)) > config.max_sentence_repeat:
+            return "sentence_repetition"
+    return None
+
+
+def augment(row: Trajectory, share: float, seed: int) -> Trajectory:
+    """Add partly corrected copies of the states (`cllm.decoding.trajectories.partly_corrected`)."""
+    if share == 0:
+        return row
+    rng = random.Random(f"{seed}/augment/{row.prompt_id}")
+    return replace(row, augmented=tuple(partly_corrected(block, share, rng) for block in row.blocks))
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
+    """Prompts of similar length together, so that little of a batch is padding."""
+    ordered = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]

@@ -1,0 +1,1 @@
+"""Teacher and CLLM on the same held-out prompts: quality, tokens per forward, speed. Pure library code, no cluster."""

@@ -1,0 +1,69 @@
+"""What one model makes of a chunk of prompts, small enough to be sent around: responses by method, likelihood."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from cllm.decoding.records import DecodeResult
+from cllm.evaluation.decode import Method, MethodName, decode, methods
+from cllm.evaluation.perplexity import NegativeLogLikelihood, reference_nll
+from cllm.evaluation.subject import Subject, SubjectName
+from cllm.evaluation.trajectory_counts import TrajectoryCounts, count_trajectory
+from cllm.recipe import EvaluateConfig
+from cllm.tasks.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One response.
+
+    Attributes:
+        text: without the end token, as the scorer takes it.
+        token_ids: with the end token, if one was produced.
+        accepted: tokens committed by each forward pass.
+        counts: of the recorded trajectory (block refill only).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    accepted: tuple[int, ...]
+    counts: TrajectoryCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutputs:
+    """All responses of one model to a chunk; the lists are in the order of `prompt_ids` (ids, not tokens)."""
+
+    subject: SubjectName
+    prompt_ids: tuple[str, ...]
+    outputs: dict[MethodName, list[Output]]
+    nll: NegativeLogLikelihood
+
+
+def run_chunk(
+    name: SubjectName,
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: EvaluateConfig,
+) -> ChunkOutputs:
+    """Decode the prompts by every method, and rate their reference answers."""
+    outputs = {
+        method.name: [_output(result, subject, tokenizer) for result in _decode(subject, prompts, method, config)]
+        for method in methods(config.block_size)
+    }
+    nll = reference_nll(subject.model, prompts, batch_size=config.batch_size, pad_id=subject.pad_id)
+    return ChunkOutputs(name, tuple(prompt.prompt_id for prompt in prompts), outputs, nll)
+
+
+def _decode(subject: Subject, prompts: Sequence[Prompt], method: Method, config: EvaluateConfig) -> list[DecodeResult]:
+    return decode(subject, prompts, method, config, record=method.name == "jacobi-block")
+
+
+def _output(result: DecodeResult, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Output:
+    # Chat models have end tokens that their tokenizer does not call special, so that decoding would keep them.
+    visible = result.token_ids[:-1] if result.token_ids[-1] in subject.eos_ids else result.token_ids
+    text = str(tokenizer.decode(list(visible), skip_special_tokens=True))
+    counts = count_trajectory(result) if result.trajectory else None
+    return Output(text, result.token_ids, result.accepted, counts)

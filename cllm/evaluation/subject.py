@@ -1,0 +1,80 @@
+"""The models under evaluation: loading them, and checking that they read the prompts' token ids."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cllm.errors import InputError
+from cllm.layout import RunLayout, teacher_path, teacher_revision
+from cllm.models import (
+    check_tokenizer_fits,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    resolve_dtype,
+    weights_revision,
+)
+from cllm.recipe import Recipe
+from cllm.tasks.prompts import read_metadata, tokenizer_hash
+
+SubjectName = Literal["teacher", "cllm"]
+SUBJECTS: tuple[SubjectName, ...] = ("teacher", "cllm")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model in eval mode on its device, and its tokens of special meaning."""
+
+    model: PreTrainedModel
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+
+def load_subject(name: SubjectName, recipe: Recipe, device: torch.device) -> Subject:
+    """The run's teacher or student, with the prompts' tokenizer.
+
+    Raises:
+        InputError: no usable checkpoint, or one with fewer embeddings than the tokenizer has tokens.
+    """
+    path, revision = _checkpoint(name, recipe)
+    tokenizer = prompt_tokenizer(recipe)
+    dtype = resolve_dtype(recipe.evaluate.precision, device)
+    model = load_model(path, revision=revision, dtype=dtype, device=device)
+    check_tokenizer_fits(model, tokenizer, path)
+    return Subject(model, eos_token_ids(model, tokenizer), pad_token_id(tokenizer))
+
+
+def prompt_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that made the prompts."""
+    return load_tokenizer(str(RunLayout.of(recipe).tokenizer))
+
+
+def check_tokenizers(recipe: Recipe) -> None:
+    """Check that both checkpoints carry the tokenizer that made the prompts: another one's ids are other words.
+
+    Raises:
+        InputError: they do not; the checkpoint and the prompts' file are named.
+    """
+    prompts_file = RunLayout.of(recipe).prompts_file
+    expected = read_metadata(prompts_file).get("tokenizer_hash")
+    for name in SUBJECTS:
+        path, revision = _checkpoint(name, recipe)
+        found = tokenizer_hash(load_tokenizer(path, revision))
+        if found != expected:
+            raise InputError(
+                f"{path}: its tokenizer ({found}) is not the one that made {prompts_file} ({expected}); prepare again"
+            )
+
+
+def checkpoint_revision(name: SubjectName, recipe: Recipe) -> str:
+    """What identifies the weights (`cllm.models.weights_revision`)."""
+    return weights_revision(*_checkpoint(name, recipe))
+
+
+def _checkpoint(name: SubjectName, recipe: Recipe) -> tuple[str, str | None]:
+    if name == "teacher":
+        return teacher_path(recipe), teacher_revision(recipe)
+    return str(RunLayout.of(recipe).student), None

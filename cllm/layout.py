@@ -1,0 +1,63 @@
+"""Where a run keeps its artefacts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """Folders of one run below its root (shared storage on a cluster)."""
+
+    root: Path
+
+    @staticmethod
+    def of(recipe: Recipe) -> "RunLayout":
+        return RunLayout(Path(recipe.output).absolute())
+
+    @property
+    def prompts(self) -> Path:
+        return self.root / "prompts"
+
+    @property
+    def prompts_file(self) -> Path:
+        return self.prompts / "prompts.parquet"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.prompts / "tokenizer"
+
+    @property
+    def finetuned(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.root / "trajectories"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def scratch(self) -> Path:
+        """Ray Train's checkpoints and TensorBoard logs, of use only until a stage is finished."""
+        return self.root / "scratch"
+
+
+def teacher_path(recipe: Recipe) -> str:
+    """Folder or Hugging Face id of the teacher that trajectories come from."""
+    if recipe.finetune is not None:
+        return str(RunLayout.of(recipe).finetuned)
+    assert recipe.teacher.path is not None
+    return recipe.teacher.path
+
+
+def teacher_revision(recipe: Recipe) -> str | None:
+    """Revision to load the teacher at; a fine-tuned teacher is a folder and has none."""
+    return None if recipe.finetune is not None else recipe.teacher.revision

@@ -1,0 +1,154 @@
+"""Loading, creating and saving causal language models and their tokenizers. The only file that chooses their settings.
+
+Supported: decoder-only models of transformers in the style of Llama, Mistral, Qwen2 and Qwen3, stored as safetensors.
+Code from a checkpoint is never run (`trust_remote_code` stays off).
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cllm.errors import InputError
+from cllm.recipe import ScratchConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or Hugging Face id.
+
+    Raises:
+        InputError: none there, or one without an end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no usable tokenizer: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{path}: the tokenizer has no end-of-sequence token")
+    return tokenizer
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    device: torch.device | None = None,
+) -> PreTrainedModel:
+    """The model of a local folder or Hugging Face id, in eval mode on `device` (default: the CPU).
+
+    Raises:
+        InputError: no such model, an unsupported architecture, or weights that are missing, damaged or not safetensors.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        if config.model_type not in SUPPORTED:
+            raise InputError(f"{path}: model type {config.model_type!r}; supported: {', '.join(SUPPORTED)}")
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        )
+    except InputError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds, some of them bare Exception
+        raise InputError(f"{path}: no usable model: {_first_line(error)}") from error
+    if device is not None:
+        torch.nn.Module.to(model, device)
+    return model.eval()
+
+
+def create_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A Llama with random weights for `tokenizer`, which must have a padding token."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_positions,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A plain Hugging Face checkpoint that transformers and vLLM load."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise InputError if the tokenizer can produce ids that the model has no embedding for."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    rows = embeddings.num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{where}: the tokenizer does not belong to the model: {len(tokenizer)} tokens, {rows} embeddings"
+        )
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """All tokens that end a response: the generation config's (chat models have several) and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or the end token for tokenizers without one (padding is masked out everywhere)."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of forward passes. auto: bfloat16 on GPUs, float32 on CPUs."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def weights_revision(path: str, revision: str | None = None) -> str:
+    """What identifies a checkpoint's content: a hash over a local folder's weights and configuration, or else the
+    Hugging Face id with its revision."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"{path}@{revision or 'main'}"
+    digest = hashlib.sha256()
+    for file in _content_files(folder):
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _content_files(folder: Path) -> Iterable[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

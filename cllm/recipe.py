@@ -1,0 +1,168 @@
+"""A recipe describes a whole run: task, models, collection, training, evaluation. Frozen, typed, strict."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cllm.config import Config
+from cllm.decoding.config import GuessKind
+from cllm.tasks.registry import TaskConfig
+
+
+class PromptConfig(Config):
+    """How examples become token prompts (`cllm.tasks.prompts`)."""
+
+    template: Literal["plain", "chat"] = "plain"  # chat: the tokenizer's chat template
+    max_prompt_tokens: int = Field(512, ge=1)
+    max_response_tokens: int = Field(256, ge=1)
+    too_long: Literal["skip", "error"] = "skip"
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # carved out of train where the source has no such split
+    max_train: int | None = None  # keep at most so many rows a split, drawn by hashed id
+    max_validation: int | None = None
+    max_test: int | None = None
+
+
+class ScratchConfig(Config):
+    """A Llama-style model of our own, trained from random weights with a tokenizer trained on the task."""
+
+    vocab_size: int = Field(512, ge=280)
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_layers: int = 4
+    num_heads: int = 6
+    num_kv_heads: int = 6
+    max_positions: int = 512
+    rope_theta: float = 10000.0
+
+
+class ModelConfig(Config):
+    """The teacher: a Hugging Face path or id, or one of our own trained from scratch (exactly one of the two)."""
+
+    path: str | None = None
+    revision: str | None = None
+    scratch: ScratchConfig | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> "ModelConfig":
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of path and scratch")
+        return self
+
+
+class OptimConfig(Config):
+    """AdamW with warm-up and a cosine schedule; `steps` optimiser steps of `rows_per_step` packed rows."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    min_learning_rate_ratio: float = Field(0.0, ge=0, le=1)  # the cosine's end over its start
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    row_tokens: int = Field(1024, ge=16)  # length of one packed row
+    rows_per_step: int = Field(8, ge=1)  # over all workers and accumulation steps
+    accumulation: int = Field(1, ge=1)  # forward passes a step and worker
+    checkpoint_every: int = Field(200, ge=1)  # steps
+    log_every: int = Field(20, ge=1)  # steps
+
+
+class FinetuneConfig(Config):
+    """AR fine-tuning of the teacher on the reference answers."""
+
+    optim: OptimConfig
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
+    validate_every: int | None = None  # steps; None: at the end only
+
+
+class CollectConfig(Config):
+    """Jacobi trajectories of the teacher (paper algorithm 1)."""
+
+    block_size: int = Field(16, ge=2)
+    num_prompts: int | None = None  # None: all of the train split
+    max_new_tokens: int = Field(256, ge=1)
+    guess: GuessKind = "prompt"  # initial guess of a block
+    shard_prompts: int = Field(256, ge=1)  # prompts of one output file, the unit of resumption
+    batch_size: int = Field(64, ge=1)  # rows decoded together by one actor
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_token_repeat: int | None = 10  # drop a response with a longer run of one token; None: keep
+    max_sentence_repeat: int | None = 3  # drop a response with a sentence (or line) more often; None: keep
+    drop_unfinished: bool = True  # drop responses cut off by the length limit
+    augment: float = Field(0.0, ge=0, le=1)  # share of later wrong tokens corrected in copies of the states; 0: off
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (peft) on the linear layers; merged on export."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LossConfig(Config):
+    """L = consistency + ar_weight * AR (paper eq. 4-6; noisy context and schedule: Jacobi Forcing)."""
+
+    target: Literal["global", "local"] = "global"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    ar_weight: float = Field(10.0, ge=0)
+    ar_labels: Literal["teacher", "reference"] = "teacher"  # whose answers the AR loss learns
+    context: Literal["clean", "noisy"] = "clean"  # what precedes a noisy block: fixed points or earlier noisy blocks
+    schedule: Literal["random", "progressive"] = "random"  # which state of a block is drawn
+    schedule_window: int = Field(4, ge=1)  # blocks of one cycle of the progressive schedule, and of noisy context
+    states_per_block: int = Field(1, ge=1)
+
+
+class TrainConfig(Config):
+    """Consistency distillation (paper algorithm 2), one packed forward for AR, teacher and student logits."""
+
+    optim: OptimConfig
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    validate_every: int | None = None  # steps; None: never, the last step is exported
+    patience: int | None = None  # validations without improvement before stopping; None: never stop early
+
+
+class EvaluateConfig(Config):
+    """Teacher and CLLM on the same held-out prompts."""
+
+    num_prompts: int = Field(500, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    block_size: int = Field(16, ge=2)
+    guess: GuessKind = "prompt"
+    batch_size: int = Field(64, ge=1)
+    speed_prompts: int = Field(50, ge=1)  # prompts timed one at a time
+    speed_repeats: int = Field(3, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class ResourceConfig(Config):
+    """What the jobs ask Ray for. `gpus`: 0 runs on CPUs; otherwise each training worker or decoding actor owns one."""
+
+    gpus: int = Field(0, ge=0)
+    cpus_per_worker: int = Field(2, ge=1)  # threads of the training worker on CPU
+    cpus_per_actor: int = Field(1, ge=1)  # threads of one collection or evaluation actor on CPU
+    max_failures: int = Field(3, ge=0)  # restarts of a training job after lost workers
+
+
+class Recipe(Config):
+    """One run, from prompts to report. Every output folder holds the recipe that made it."""
+
+    name: str
+    output: str  # root folder of the run's artefacts (shared storage on a cluster)
+    seed: int = 0
+    task: TaskConfig
+    prompts: PromptConfig = PromptConfig()
+    teacher: ModelConfig
+    finetune: FinetuneConfig | None = None  # None: the teacher is used as it comes
+    collect: CollectConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourceConfig = ResourceConfig()
+
+    @model_validator(mode="after")
+    def _scratch_needs_finetuning(self) -> "Recipe":
+        if self.teacher.scratch is not None and self.finetune is None:
+            raise ValueError("a teacher from scratch needs a finetune section")
+        return self

@@ -1,0 +1,1 @@
+"""One file a task: rows to examples, response format, scorer."""

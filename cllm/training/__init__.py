@@ -1,0 +1,1 @@
+"""Packing and masks, losses, optimiser, loop, checkpoints."""

@@ -1,0 +1,54 @@
+"""Training state on disk, to resume at the exact step; all workers write it together (torch.distributed.checkpoint)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+from cllm.errors import InputError
+from cllm.training.trainer import Trainer
+
+_PROGRESS = "progress.json"
+
+
+def save_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Save weights, optimiser and place in the data; every worker calls it with its own or one shared folder."""
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizer)
+    dcp.save(
+        {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder, no_dist=trainer.worker.world == 1
+    )
+    if trainer.worker.rank == 0:
+        (folder / _PROGRESS).write_text(json.dumps({"step": trainer.step, "stream": trainer.stream.state}))
+
+
+def load_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Restore what `save_checkpoint` wrote, on the same or another number of workers.
+
+    Raises:
+        InputError: the checkpoint is incomplete or of another model.
+    """
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizer)
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    try:
+        progress = json.loads((folder / _PROGRESS).read_text())
+        dcp.load(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
+    except Exception as error:  # missing files, truncated tensors, other shapes: dcp raises many kinds
+        raise InputError(f"{folder}: not a usable training checkpoint: {str(error).splitlines()[0]}") from error
+    set_state_dict(
+        trainer.objective, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    trainer.step = progress["step"]
+    trainer.stream.restore(progress["stream"])
+
+
+def full_model_state(trainer: Trainer) -> dict[str, Any]:
+    """The whole model's weights on the CPU of rank 0 (empty elsewhere); every worker must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(trainer.model, options=options)

@@ -1,0 +1,79 @@
+"""One forward over packed rows gives all losses; the slow twin makes one forward for every part of every document.
+
+Shapes: R rows, L row length, E hidden size, T tokens that bear a loss, V vocabulary.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+from cllm.training.documents import Document
+from cllm.training.losses import Divergence, LossSums, ar_loss_T, divergence_T
+from cllm.training.masks import attention_mask
+from cllm.training.packing import IGNORED, PackedRows
+
+
+class PackedObjective(torch.nn.Module):
+    """Packed rows to loss sums, as a module of its own: FSDP shards it whole, output projection included."""
+
+    def __init__(self, model: PreTrainedModel, divergence: Divergence) -> None:
+        super().__init__()
+        self.model = model
+        self.divergence: Divergence = divergence
+
+    def forward(self, rows: PackedRows) -> LossSums:
+        return packed_losses(self.model, rows, self.divergence)
+
+
+def packed_losses(model: PreTrainedModel, rows: PackedRows, divergence: Divergence) -> LossSums:
+    """Loss sums of packed rows by a single forward pass."""
+    hidden_NE = hidden_states_RLE(model, rows).flatten(0, 1)
+    labels_N = rows.label_RL.flatten()
+    ar_T = (labels_N != IGNORED).nonzero()[:, 0]
+    row_start_R1 = torch.arange(rows.tokens_RL.shape[0], device=ar_T.device)[:, None] * rows.tokens_RL.shape[1]
+    targets_N = torch.where(rows.target_RL == IGNORED, IGNORED, rows.target_RL + row_start_R1).flatten()
+    student_T = (targets_N != IGNORED).nonzero()[:, 0]
+    head = _head(model)
+    ar = ar_loss_T(head(hidden_NE[ar_T]), labels_N[ar_T]).sum()
+    consistency = ar.new_zeros(())
+    if len(student_T):
+        with torch.no_grad():
+            teacher_TV = head(hidden_NE[targets_N[student_T]])
+        consistency = divergence_T(teacher_TV, head(hidden_NE[student_T]), divergence).sum()
+    return LossSums(ar, consistency, len(ar_T), len(student_T))
+
+
+def hidden_states_RLE(model: PreTrainedModel, rows: PackedRows) -> torch.Tensor:
+    """Last hidden states of the packed rows."""
+    mask = attention_mask(rows, model.config._attn_implementation)
+    return model.base_model(
+        input_ids=rows.tokens_RL, position_ids=rows.positions_RL, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+
+
+def document_losses(model: PreTrainedModel, document: Document, divergence: Divergence) -> LossSums:
+    """The slow twin: the same losses of one document, unpacked, as the equations are written."""
+    device = model.device
+    prompt = len(document.prompt_ids)
+    clean = document.prompt_ids + document.response_ids
+    clean_LV = _logits_LV(model, clean)
+    ar = clean_LV.new_zeros(())
+    if document.learn_response:
+        ar = ar_loss_T(clean_LV[prompt - 1 : -1], torch.tensor(document.response_ids, device=device)).sum()
+    consistency = clean_LV.new_zeros(())
+    for span in document.spans:
+        start, count = prompt + span.start, len(span.tokens)
+        student_LV = _logits_LV(model, clean[:start] + span.tokens)
+        teacher_LV = clean_LV if span.target is None else _logits_LV(model, clean[:start] + span.target.tokens)
+        part = slice(start, start + count)
+        consistency = consistency + divergence_T(teacher_LV[part], student_LV[part], divergence).sum()
+    return LossSums(ar, consistency, document.num_ar_labels, document.num_consistency_labels)
+
+
+def _logits_LV(model: PreTrainedModel, tokens: tuple[int, ...]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0]
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module:
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head

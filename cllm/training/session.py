@@ -1,0 +1,185 @@
+"""Everything a training worker needs, built from a recipe: model, data, trainer. Knows nothing of the cluster."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cllm.decoding.trajectories import Trajectory, from_table, read_table
+from cllm.errors import InputError
+from cllm.layout import RunLayout, teacher_path, teacher_revision
+from cllm.models import (
+    check_tokenizer_fits,
+    create_model,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    resolve_dtype,
+    save_model,
+    weights_revision,
+)
+from cllm.recipe import LoraConfig, OptimConfig, Recipe
+from cllm.tasks.prompts import read_prompts, tokenizer_hash
+from cllm.training.batches import RowOfDocuments, RowStream
+from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments
+from cllm.training.trainer import Trainer, Worker
+
+HELD_OUT_SHARE = 0.03  # of the trajectories, for validation during distillation
+MAX_VALIDATION_ROWS = 64
+
+
+@dataclass(slots=True)
+class Session:
+    """A trainer with its validation rows and how to export the result.
+
+    Attributes:
+        validation: packed rows, a multiple of the number of workers; empty if there is nothing to validate on.
+        validate_every: steps between validations; None: never.
+        patience: validations without improvement before stopping; None: never stop early.
+        peft: the adapter wrapper around the trained model, if there is one.
+    """
+
+    trainer: Trainer
+    validation: Sequence[RowOfDocuments]
+    validate_every: int | None
+    patience: int | None
+    tokenizer: PreTrainedTokenizerBase
+    peft: PeftModel | None = None
+
+    def export(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write a plain Hugging Face checkpoint of `state` (`full_model_state`); adapters are merged into it."""
+        model = self.trainer.model
+        if self.trainer.worker.world > 1:
+            model = type(model)(model.config)
+            if self.peft is not None:
+                self.peft = get_peft_model(model, self.peft.peft_config["default"])
+            model.load_state_dict(state)
+        if self.peft is not None:
+            model = self.peft.merge_and_unload()
+        save_model(folder, model, self.tokenizer)
+
+
+def finetune_session(recipe: Recipe, worker: Worker) -> Session:
+    """AR fine-tuning of the teacher on the reference answers of the train split."""
+    assert recipe.finetune is not None
+    config, layout = recipe.finetune, RunLayout.of(recipe)
+    tokenizer = load_tokenizer(str(layout.tokenizer))
+    model = _base_model(recipe, tokenizer, _attention(worker))
+    dtype = resolve_dtype(config.precision, worker.device)
+    source = ReferenceDocuments(read_prompts(layout.prompts_file, "train"))
+    trainer = Trainer(
+        model,
+        RowStream(source, config.optim.row_tokens, recipe.seed),
+        config.optim,
+        ar_weight=1.0,
+        divergence="forward_kl",
+        dtype=dtype,
+        pad_id=pad_token_id(tokenizer),
+        worker=worker,
+    )
+    held_out = ReferenceDocuments(read_prompts(layout.prompts_file, "validation"))
+    validation = _validation_rows(held_out, config.optim, recipe.seed, worker)
+    return Session(trainer, validation, config.validate_every, None, tokenizer)
+
+
+def distill_session(recipe: Recipe, worker: Worker) -> Session:
+    """Consistency distillation of the teacher into a CLLM."""
+    config, layout = recipe.train, RunLayout.of(recipe)
+    tokenizer = load_tokenizer(str(layout.tokenizer))
+    rows = read_trajectories(recipe)
+    model = load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=_attention(worker))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    peft = None if config.lora is None else _with_adapters(model, config.lora)
+    references = None
+    if config.loss.ar_labels == "reference":
+        references = {p.prompt_id: p.reference_ids for p in read_prompts(layout.prompts_file, "train")}
+    num_held_out = round(HELD_OUT_SHARE * len(rows)) if config.validate_every else 0
+    held_out, train_rows = rows[:num_held_out], rows[num_held_out:]
+    trainer = Trainer(
+        model,
+        RowStream(
+            TrajectoryDocuments(train_rows, config.loss, recipe.seed, references), config.optim.row_tokens, recipe.seed
+        ),
+        config.optim,
+        ar_weight=config.loss.ar_weight,
+        divergence=config.loss.divergence,
+        dtype=resolve_dtype(config.precision, worker.device),
+        pad_id=pad_token_id(tokenizer),
+        worker=worker,
+    )
+    validation: Sequence[RowOfDocuments] = []
+    if held_out:
+        source = TrajectoryDocuments(held_out, config.loss, recipe.seed, references)
+        validation = _validation_rows(source, config.optim, recipe.seed, worker)
+    return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
+
+
+def read_trajectories(recipe: Recipe) -> list[Trajectory]:
+    """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw).
+
+    Raises:
+        InputError: trajectories of another teacher, tokenizer or block size than the recipe's; none at all.
+    """
+    layout = RunLayout.of(recipe)
+    expected = trajectory_metadata(recipe, load_tokenizer(str(layout.tokenizer)))
+    rows: list[Trajectory] = []
+    for path in sorted(layout.trajectories.glob("part-*.parquet")):
+        table, metadata = read_table(path)
+        for key, value in expected.items():
+            if metadata.get(key) != value:
+                raise InputError(f"{path}: {key} is {metadata.get(key)}, the recipe's is {value}; collect again")
+        rows += from_table(table)
+    if not rows:
+        raise InputError(f"{layout.trajectories}: no trajectories")
+    return sorted(rows, key=lambda row: row.prompt_id)
+
+
+def trajectory_metadata(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What trajectories must agree on with the run that trains on them; kept in each of their files."""
+    return {
+        "teacher": weights_revision(teacher_path(recipe), teacher_revision(recipe)),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "block_size": str(recipe.collect.block_size),
+        "seed": str(recipe.seed),
+    }
+
+
+def _base_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+    if recipe.teacher.scratch is not None:
+        model: PreTrainedModel = create_model(recipe.teacher.scratch, tokenizer, recipe.seed)
+        model.set_attn_implementation(attention)
+        return model
+    assert recipe.teacher.path is not None
+    model = load_model(recipe.teacher.path, revision=recipe.teacher.revision, attention=attention)
+    check_tokenizer_fits(model, tokenizer, recipe.teacher.path)
+    return model
+
+
+def _attention(worker: Worker) -> str:
+    """FlexAttention skips what the packed mask hides, but is compiled for GPUs only; SDPA takes the dense mask."""
+    return "flex_attention" if worker.device.type == "cuda" else "sdpa"
+
+
+def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Adapters put into `model` in place; the wrapper is needed only to merge them."""
+    peft_config = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, peft_config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def _validation_rows(source: DocumentSource, optim: OptimConfig, seed: int, worker: Worker) -> Sequence[RowOfDocuments]:
+    stream = RowStream(source, optim.row_tokens, seed)
+    count = min(stream.rows_per_epoch, MAX_VALIDATION_ROWS) // worker.world * worker.world
+    return stream.take(count)

@@ -1,0 +1,85 @@
+"""The command line that all jobs share: `python jobs/NAME.py --recipe NAME --set a.b=c`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cllm.recipe import Recipe
+from cllm.recipes import get_recipe, recipe_names
+from jobs.errors import input_error_in
+
+EXIT_BAD_INPUT = 2
+Job = Callable[[Recipe, argparse.Namespace], None]
+
+
+def main(
+    job: Job,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Parse the arguments, build the recipe, run the job; returns the exit code.
+
+    Bad input, wherever Ray found it, becomes one line `error: ...` on stderr and exit code 2. Any other exception is a
+    defect and passes through with its traceback (exit code 1).
+
+    Args:
+        description: the job module's docstring; its first line is shown by --help.
+        argv: the arguments without the program's name; None: those of this process.
+        add_arguments: adds the job's own options to the parser.
+    """
+    parser = _parser(description)
+    if add_arguments is not None:
+        add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        recipe = get_recipe(arguments.recipe).with_overrides(arguments.set)
+        if arguments.show:
+            print(recipe.model_dump_json(indent=2))
+        else:
+            job(recipe, arguments)
+    except Exception as error:
+        message = input_error_in(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def print_last_line_json(document: Any) -> None:
+    """Print `document` as one line of JSON. A job's last line is for programs, all lines above it for people.
+
+    Raises:
+        ValueError: NaN or infinity in the document, which JSON cannot say.
+    """
+    sys.stderr.flush()
+    print(json.dumps(document, allow_nan=False), flush=True)
+
+
+@contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Print a header before a stage, and its duration in seconds after it."""
+    print(f"== {title}", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"== {title}: done in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    summary = (description or "").strip().partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary, allow_abbrev=False)
+    parser.add_argument("--recipe", required=True, metavar="NAME", help=f"one of: {', '.join(recipe_names())}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe, e.g. train.optim.steps=100; may be repeated",
+    )
+    parser.add_argument("--show", action="store_true", help="print the resolved recipe as JSON and stop")
+    return parser

@@ -1,0 +1,80 @@
+"""Connecting to Ray, and checking that it has what the recipe asks for."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import ray
+
+from cllm.errors import InputError
+from cllm.recipe import Recipe
+
+LOCAL_OBJECT_STORE_BYTES = 256 << 20  # rows pass through it, never weights; Ray's default is 30% of the memory
+
+
+def connect(recipe: Recipe) -> None:
+    """Connect to the cluster of this Ray job or of RAY_ADDRESS, or else start Ray in this process's machine.
+
+    Connecting twice is harmless, so `jobs.pipeline` and the stages that it calls each do so.
+
+    Raises:
+        InputError: RAY_ADDRESS is not that of a running cluster, or this machine has less than the recipe needs.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")  # `ray job submit` sets it for the job's driver
+    if not address:
+        _start_local()
+        check_resources(recipe, ray.cluster_resources())
+        return
+    _warn_of_temporary_output(recipe)
+    _connect_to(address)
+    try:
+        check_resources(recipe, ray.cluster_resources())
+    except InputError as shortage:  # an autoscaling cluster starts its GPU nodes only when they are asked for
+        print(f"warning: {shortage}; waiting for it to grow", file=sys.stderr)
+
+
+def check_resources(recipe: Recipe, available: dict[str, float]) -> None:
+    """Refuse at once what Ray would wait for without end.
+
+    Raises:
+        InputError: fewer GPUs or CPUs in the cluster than the recipe needs.
+    """
+    wanted = recipe.resources
+    if wanted.gpus > available.get("GPU", 0):
+        raise InputError(
+            f"resources.gpus: the recipe needs {wanted.gpus} GPUs, the cluster has {available.get('GPU', 0):g}"
+        )
+    cpus = max(wanted.cpus_per_worker, wanted.cpus_per_actor)
+    if wanted.gpus == 0 and cpus > available.get("CPU", 0):
+        raise InputError(f"resources: the recipe needs {cpus} CPUs, the cluster has {available.get('CPU', 0):g}")
+
+
+def _warn_of_temporary_output(recipe: Recipe) -> None:
+    """A submitted job runs in a copy of the working folder on one node, which Ray deletes in time."""
+    if not Path(recipe.output).is_absolute():
+        print(
+            f"warning: output {recipe.output} is relative, so it stays in the job's temporary folder on one node; "
+            "give a folder on shared storage: --set output=/shared/...",
+            file=sys.stderr,
+        )
+
+
+def _connect_to(address: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise InputError(f"RAY_ADDRESS={address} is a job server: start the job with `ray job submit`, or unset it")
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise InputError(f"RAY_ADDRESS={address}: cannot connect to a Ray cluster ({error})") from error
+
+
+def _start_local() -> None:
+    ray.init(
+        address="local",
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+    )

@@ -1,0 +1,160 @@
+"""Collect Jacobi trajectories of the teacher with Ray Data (paper algorithm 1).
+
+    python jobs/collect.py --recipe demo
+
+The prompts are cut into shards. An actor decodes a shard and writes its file whole or not at all; a job that was killed
+goes on with the missing shards, and a shard's rows depend on nothing but the shard, so that it ends with exactly the
+rows of an uninterrupted run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from cllm.artifacts import resumable_artifact, write_atomic
+from cllm.decoding.collection import collect
+from cllm.decoding.decoder import JacobiDecoder
+from cllm.decoding.trajectories import read_table, to_table
+from cllm.errors import InputError
+from cllm.layout import RunLayout, teacher_path, teacher_revision
+from cllm.models import (
+    check_tokenizer_fits,
+    default_device,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    resolve_dtype,
+)
+from cllm.provenance import collect_provenance
+from cllm.recipe import Recipe
+from cllm.tasks.prompts import Prompt, read_prompts
+from cllm.training.session import trajectory_metadata
+from jobs import stages
+from jobs.cli import main, stage
+from jobs.cluster import connect
+from jobs.pool import actor_pool
+
+
+class ShardCollector:
+    """A Ray Data actor: holds the teacher, turns shard numbers into shard files."""
+
+    def __init__(self, recipe: Recipe, folder: str) -> None:
+        self.recipe = recipe
+        self.folder = Path(folder)
+        device = default_device()
+        if device.type == "cpu":
+            torch.set_num_threads(recipe.resources.cpus_per_actor)
+        self.tokenizer = load_tokenizer(str(RunLayout.of(recipe).tokenizer))
+        model = load_model(
+            teacher_path(recipe),
+            revision=teacher_revision(recipe),
+            dtype=resolve_dtype(recipe.collect.precision, device),
+            device=device,
+        )
+        check_tokenizer_fits(model, self.tokenizer, teacher_path(recipe))
+        self.decoder = JacobiDecoder(
+            model,
+            block_size=recipe.collect.block_size,
+            refill="block",
+            guess=recipe.collect.guess,
+            eos_ids=eos_token_ids(model, self.tokenizer),
+            pad_id=pad_token_id(self.tokenizer),
+            record=True,
+        )
+        self.metadata = trajectory_metadata(recipe, self.tokenizer)
+        self.shards = shards(recipe)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (index,) = batch["shard"].tolist()
+        prompts = self.shards[index]
+        rows, dropped = collect(self.decoder, self.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
+        path = shard_path(self.folder, index)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(to_table(rows, self.metadata | {"dropped": json.dumps(dropped)}), temporary)
+        temporary.replace(path)
+        tokens = sum(len(row.response_ids) for row in rows)
+        return {"shard": np.array([index]), "rows": np.array([len(rows)]), "tokens": np.array([tokens])}
+
+
+def shards(recipe: Recipe) -> list[list[Prompt]]:
+    """The train prompts by hashed id, so that a limited number is a random draw, cut into shards."""
+    prompts = read_prompts(RunLayout.of(recipe).prompts_file, "train")
+    drawn = sorted(prompts, key=lambda prompt: prompt.prompt_id)[: recipe.collect.num_prompts]
+    size = recipe.collect.shard_prompts
+    return [drawn[start : start + size] for start in range(0, len(drawn), size)]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    required = stages.finetune(recipe) if recipe.finetune is not None else stages.prepare(recipe)
+    required.require()
+    connect(recipe)
+    output = stages.collect(recipe)
+    provenance = collect_provenance(sys.argv)
+    with (
+        stage("trajectories: Jacobi decoding of the train prompts"),
+        resumable_artifact(output.path, kind=output.kind, inputs=output.inputs, provenance=provenance) as folder,
+    ):
+        run_missing_shards(recipe, folder)
+        write_atomic(folder / "counts.json", json.dumps(count_rows(recipe, folder), indent=1))
+
+
+def run_missing_shards(recipe: Recipe, folder: Path) -> None:
+    """Collect the shards that have no file yet, and print progress."""
+    total = len(shards(recipe))
+    missing = [index for index in range(total) if not shard_path(folder, index).exists()]
+    if len(missing) < total:
+        print(f"continuing: {total - len(missing)} of {total} shards are there", flush=True)
+    if not missing:
+        return
+    pool = actor_pool(recipe, len(missing))
+    results = ray.data.from_items(
+        [{"shard": index} for index in missing], override_num_blocks=len(missing)
+    ).map_batches(
+        ShardCollector,
+        batch_size=1,
+        compute=pool.strategy,
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+        fn_constructor_kwargs={"recipe": recipe, "folder": str(folder)},
+    )
+    start = time.monotonic()
+    rows = tokens = 0
+    for done, result in enumerate(results.iter_rows(), total - len(missing) + 1):
+        rows, tokens = rows + int(result["rows"]), tokens + int(result["tokens"])
+        seconds = time.monotonic() - start
+        print(f"shard {done}/{total}: {rows} responses, {tokens / seconds:,.0f} tok/s, {seconds:.0f} s", flush=True)
+
+
+def count_rows(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Kept and dropped responses over all shards.
+
+    Raises:
+        InputError: no response survived.
+    """
+    kept, dropped = 0, Counter[str]()
+    for index in range(len(shards(recipe))):
+        table, metadata = read_table(shard_path(folder, index))
+        kept += table.num_rows
+        dropped.update(json.loads(metadata["dropped"]))
+    if kept == 0:
+        raise InputError(f"no trajectory survived the filters of the collect section; dropped: {dict(dropped)}")
+    print(f"kept {kept} responses, dropped {dict(dropped) or 'none'}", flush=True)
+    return {"kept": kept, "dropped": dict(dropped)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, __doc__))

@@ -1,0 +1,35 @@
+"""Run all stages of a recipe: prompts, teacher, trajectories, student, evaluation.
+
+    python jobs/pipeline.py --recipe demo
+
+A stage whose output is there and valid is skipped, so a run that was interrupted goes on where it stopped. The last
+line is one JSON document.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+
+from cllm.recipe import Recipe
+from jobs import collect, evaluate, finetune, prepare, stages, train
+from jobs.cli import Job, main, print_last_line_json
+
+
+def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    start = time.monotonic()
+    steps: list[tuple[stages.Stage, Job]] = [(stages.prepare(recipe), prepare.run)]
+    if recipe.finetune is not None:
+        steps.append((stages.finetune(recipe), finetune.run))
+    steps += [
+        (stages.collect(recipe), collect.run),
+        (stages.train(recipe), train.run),
+        (stages.evaluate(recipe), evaluate.run),
+    ]
+    for output, make in steps:
+        stages.skip_if_current(output, partial(make, recipe, arguments))
+    print_last_line_json(evaluate.summary(recipe) | {"pipeline_seconds": round(time.monotonic() - start, 1)})
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, __doc__))

@@ -1,0 +1,26 @@
+"""How many actors decode, and with what: one a GPU, or one for every few CPU cores."""
+
+from dataclasses import dataclass
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from cllm.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An actor pool for `map_batches`; `num_cpus` and `num_gpus` are those of one actor."""
+
+    strategy: ActorPoolStrategy
+    num_cpus: float | None
+    num_gpus: float | None
+
+
+def actor_pool(recipe: Recipe, num_batches: int) -> Pool:
+    """A pool as large as the cluster (or the recipe's GPUs), and no larger than the work."""
+    resources = recipe.resources
+    if resources.gpus:
+        return Pool(ActorPoolStrategy(size=min(resources.gpus, num_batches)), None, 1)
+    size = int(ray.cluster_resources()["CPU"]) // resources.cpus_per_actor
+    return Pool(ActorPoolStrategy(size=max(1, min(size, num_batches))), resources.cpus_per_actor, None)

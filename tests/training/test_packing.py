@@ -1,0 +1,111 @@
+"""One packed forward has the loss and the gradient of the slow per-document twin, for every kind of span."""
+
+import random
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from cllm.decoding.decoder import JacobiDecoder
+from cllm.decoding.records import DecodeRequest
+from cllm.decoding.trajectories import Trajectory
+from cllm.recipe import LossConfig
+from cllm.training.documents import Document, Span
+from cllm.training.forward import document_losses, packed_losses
+from cllm.training.masks import attention_mask
+from cllm.training.packing import IGNORED, assign_rows, pack, visible_RLL
+from cllm.training.sources import draw_spans, make_span
+from tests.fakes import EOS, FAMILIES, PAD, tiny_model
+
+
+def trajectories(model, n=4):
+    decoder = JacobiDecoder(model, block_size=n, refill="block", eos_ids=[EOS], pad_id=PAD, record=True)
+    rng = random.Random(0)
+    prompts = [tuple(rng.choices(range(2, 24), k=rng.randint(1, 9))) for _ in range(8)]
+    results = decoder.generate([DecodeRequest(prompt, 18) for prompt in prompts])
+    return [Trajectory.from_result(str(i), p, r) for i, (p, r) in enumerate(zip(prompts, results, strict=True))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LossConfig(),
+        LossConfig(target="local", divergence="reverse_kl"),
+        LossConfig(context="noisy", schedule="progressive", schedule_window=2, divergence="jsd"),
+        LossConfig(context="noisy", target="local", schedule_window=3, states_per_block=2),
+    ],
+    ids=["global", "local", "noisy-progressive", "noisy-local"],
+)
+def test_packed_equals_per_document(family, config):
+    # two models: spans from one give the other a loss that is far from zero
+    rows = trajectories(tiny_model(1, family=family))
+    documents = [
+        Document(t.prompt_ids, t.response_ids, draw_spans(t, config, random.Random(t.prompt_id))) for t in rows
+    ]
+    documents.append(Document((5, 6), (7, 8, EOS), learn_response=False))
+    assert sum(d.num_consistency_labels for d in documents) > 20
+
+    fast, slow = tiny_model(2, family=family), tiny_model(2, family=family)
+    assigned = assign_rows([d.num_tokens for d in documents], 128)
+    packed = pack([[documents[i] for i in row] for row in assigned], 128, PAD)
+    sums = packed_losses(fast, packed, config.divergence)
+    (10 * sums.ar + sums.consistency).backward()
+
+    total_ar = total_consistency = torch.zeros(())
+    for document in documents:
+        part = document_losses(slow, document, config.divergence)
+        if (loss := 10 * part.ar + part.consistency).requires_grad:  # the last document has no labels at all
+            loss.backward()
+        total_ar, total_consistency = total_ar + part.ar.detach(), total_consistency + part.consistency.detach()
+
+    assert sums.num_ar == sum(d.num_ar_labels for d in documents)
+    assert sums.num_consistency == sum(d.num_consistency_labels for d in documents)
+    torch.testing.assert_close(sums.ar.detach(), total_ar, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums.consistency.detach(), total_consistency, rtol=1e-4, atol=1e-4)
+    assert total_consistency > 1
+    for (name, a), (_, b) in zip(fast.named_parameters(), slow.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_flex_mask_equals_dense_mask():
+    rows = trajectories(tiny_model(1))
+    config = LossConfig(context="noisy", target="local", schedule_window=2)
+    documents = [Document(t.prompt_ids, t.response_ids, draw_spans(t, config, random.Random(3))) for t in rows]
+    assigned = assign_rows([d.num_tokens for d in documents], 256)
+    packed = pack([[documents[i] for i in row] for row in assigned], 256, PAD)
+    block_mask = attention_mask(packed, "flex_attention")
+    assert isinstance(block_mask, BlockMask)
+    index = torch.arange(256)
+    for row, visible in enumerate(visible_RLL(packed)):
+        flex = block_mask.mask_mod(torch.tensor(row), torch.tensor(0), index[:, None], index[None, :])
+        assert torch.equal(flex, visible)
+
+
+def test_visibility_by_hand():
+    """Prompt 1 token, response 3, one span of 2 that stands at response positions 1 and 2."""
+    packed = pack([[Document((9,), (5, 6, EOS), (Span(1, (7, 8)),))]], 7, PAD)
+    assert packed.positions_RL[0].tolist() == [0, 1, 2, 3, 2, 3, 0]
+    assert packed.label_RL[0].tolist() == [5, 6, EOS, IGNORED, IGNORED, IGNORED, IGNORED]
+    assert packed.target_RL[0].tolist() == [IGNORED] * 4 + [2, 3, IGNORED]
+    sees = [set(row.nonzero().flatten().tolist()) for row in visible_RLL(packed)[0]]
+    assert sees == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 4}, {0, 1, 4, 5}, {6}]
+
+
+def test_spans_leave_out_what_teaches_nothing():
+    response = (5, 6, 7, 8, EOS)
+    assert make_span(response, 0, (5, 6, 7, 8), (), False) is None
+    assert make_span(response, 0, (5, 9, 7, 9), (), False) == Span(1, (9, 7, 9))
+    assert make_span(response, 3, (8, 9, 9, 9), (), False) is None  # the end token has no successor
+    assert make_span(response, 0, (5, 9, 9, 9), (5, 6, 9, 9), True) == Span(1, (9, 9, 9), Span(1, (6, 9, 9)))
+    assert make_span(response, 0, (5, 9, 9, 9), (5, 6, 7, 8), True) == Span(1, (9, 9, 9))
+
+
+def test_first_fit_loses_only_what_does_not_fit():
+    rng = random.Random(1)
+    lengths = [rng.randint(1, 140) for _ in range(3000)]
+    rows = assign_rows(lengths, 128)
+    used = sorted(i for row in rows for i in row)
+    assert used == [i for i, length in enumerate(lengths) if length <= 128]
+    assert all(sum(lengths[i] for i in row) <= 128 for row in rows)
+    assert sum(lengths[i] for i in used) / (128 * len(rows)) > 0.95

@@ -1,0 +1,97 @@
+"""The optimiser step: accumulation changes nothing, losses fall, and a resumed run is the uninterrupted one."""
+
+import pytest
+import torch
+
+from cllm.errors import InputError
+from cllm.recipe import OptimConfig
+from cllm.training.batches import RowStream
+from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
+from cllm.training.documents import Document, Span
+from cllm.training.optim import learning_rate_at
+from cllm.training.trainer import Trainer, Worker
+from tests.fakes import EOS, PAD, tiny_model
+
+
+class Documents:
+    """Responses that repeat their prompt's last token, with other spans in every epoch."""
+
+    def documents(self, epoch):
+        return [
+            Document((2 + i % 5, 7 + i % 11), (7 + i % 11,) * (3 + i % 4) + (EOS,), (Span(1, (2 + (i + epoch) % 9, 3)),))
+            for i in range(40)
+        ]
+
+
+def make_trainer(**changes):
+    config = OptimConfig(**{"steps": 40, "learning_rate": 3e-3, "row_tokens": 64, "rows_per_step": 4} | changes)
+    return Trainer(
+        tiny_model(0, scale=0.02),
+        RowStream(Documents(), config.row_tokens, seed=3),
+        config,
+        ar_weight=2.0,
+        divergence="forward_kl",
+        dtype=torch.float32,
+        pad_id=PAD,
+        worker=Worker(device=torch.device("cpu")),
+    )
+
+
+def test_losses_fall():
+    trainer = make_trainer()
+    losses = [trainer.train_step() for _ in range(40)]
+    assert losses[-1].ar < 0.3 * losses[0].ar
+    assert trainer.step == 40
+
+
+def test_accumulation_gives_the_same_steps():
+    whole, parts = make_trainer(), make_trainer(accumulation=4)
+    for _ in range(5):
+        a, b = whole.train_step(), parts.train_step()
+        assert a.ar == pytest.approx(b.ar, rel=1e-5)
+        assert a.consistency == pytest.approx(b.consistency, rel=1e-4, abs=1e-7)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+
+
+def test_resuming_repeats_the_uninterrupted_run_exactly(tmp_path):
+    whole = make_trainer()
+    expected = [whole.train_step() for _ in range(25)]
+    first = make_trainer()
+    for _ in range(13):  # in the middle of an epoch
+        first.train_step()
+    save_checkpoint(first, tmp_path)
+    resumed = make_trainer()
+    load_checkpoint(resumed, tmp_path)
+    assert [resumed.train_step() for _ in range(12)] == expected[13:]
+    for name, tensor in full_model_state(whole).items():
+        assert torch.equal(tensor, full_model_state(resumed)[name]), name
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    save_checkpoint(make_trainer(), tmp_path)
+    next(tmp_path.glob("*.distcp")).write_bytes(b"half")
+    with pytest.raises(InputError, match="not a usable training checkpoint"):
+        load_checkpoint(make_trainer(), tmp_path)
+
+
+def test_diverging_training_stops_before_the_update():
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="gradient norm nan"):
+        trainer.train_step()
+
+
+def test_schedule_warms_up_and_ends_at_its_floor():
+    config = OptimConfig(steps=100, learning_rate=1.0, warmup_ratio=0.1, min_learning_rate_ratio=0.1)
+    rates = [learning_rate_at(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_rows_that_nothing_fits_into_are_refused():
+    with pytest.raises(InputError, match="no document fits into a row of 4 tokens"):
+        RowStream(Documents(), 4, seed=0)
