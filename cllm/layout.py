@@ -50,6 +50,14 @@ class RunLayout:
         return self.root / "scratch"
 
 
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe for a process with another working folder: its output, and a teacher that is a local folder."""
+    teacher = recipe.teacher
+    if teacher.path is not None and Path(teacher.path).is_dir():
+        teacher = teacher.model_copy(update={"path": str(Path(teacher.path).absolute())})
+    return recipe.model_copy(update={"output": str(RunLayout.of(recipe).root), "teacher": teacher})
+
+
 def teacher_path(recipe: Recipe) -> str:
     """Folder or Hugging Face id of the teacher that trajectories come from."""
     if recipe.finetune is not None:

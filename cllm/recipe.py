@@ -110,6 +110,9 @@ class LossConfig(Config):
     schedule: Literal["random", "progressive"] = "random"  # which state of a block is drawn
     schedule_window: int = Field(4, ge=1)  # blocks of one cycle of the progressive schedule, and of noisy context
     states_per_block: int = Field(1, ge=1)
+    # trajectory: recorded states; guess: initial guesses for windows at random places, as the sliding window meets them
+    states: Literal["trajectory", "guess"] = "trajectory"
+    on_policy_iterations: int = Field(0, ge=0)  # up to so many Jacobi iterations of the student refine drawn states
 
 
 class TrainConfig(Config):

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cllm.artifacts import write_artifact
 from cllm.config import digest
-from cllm.layout import RunLayout
+from cllm.layout import RunLayout, with_absolute_paths
 from cllm.provenance import collect_provenance
 from cllm.recipe import OptimConfig, Recipe
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
@@ -37,7 +37,8 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
     provenance = collect_provenance(command)
     with write_artifact(stage.path, kind=stage.kind, inputs=stage.inputs, provenance=provenance) as folder:
         config = {
-            "recipe": recipe.model_dump(mode="json"),
+            # Ray Train gives every worker a working folder of its own.
+            "recipe": with_absolute_paths(recipe).model_dump(mode="json"),
             "kind": stage.kind,
             "export": str(folder),
             "logs": str(scratch / "tensorboard" / stage.kind),

@@ -1,14 +1,104 @@
-"""Placeholder: the settings of `debug`."""
+"""Real data with a teacher from scratch: the whole pipeline within minutes on one GPU."""
 
-from cllm.recipe import Recipe
-from cllm.recipes.debug import debug
+from cllm.recipe import (
+    CollectConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PromptConfig,
+    Recipe,
+    ResourceConfig,
+    ScratchConfig,
+    TrainConfig,
+)
+from cllm.tasks.gsm8k import Gsm8kConfig
+from cllm.tasks.registry import TaskConfig
+from cllm.tasks.spider import SpiderConfig
+
+_TEACHER = ScratchConfig(
+    vocab_size=2048,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=8,
+    max_positions=2048,
+)
 
 
 def gsm8k_small() -> Recipe:
-    """Placeholder."""
-    return debug().model_copy(update={"name": "gsm8k-small", "output": "runs/gsm8k-small"})
+    """A 27M-parameter Llama on GSM8K. It writes well-formed solutions with wrong numbers; what counts is the speed-up
+    and whether the CLLM stays the teacher's equal (perplexity, agreement)."""
+    return _small(
+        "gsm8k-small",
+        Gsm8kConfig(source="openai/gsm8k:main"),
+        finetune_steps=600,
+        max_new_tokens=256,
+        loss=LossConfig(ar_weight=3.0, states="guess", on_policy_iterations=2, states_per_block=2),
+    )
 
 
 def spider_small() -> Recipe:
-    """Placeholder."""
-    return debug().model_copy(update={"name": "spider-small", "output": "runs/spider-small"})
+    """The same teacher on Spider, held-out queries on databases that train has too: from scratch, nothing can be learnt
+    about unseen schemas. Give the folder with the contents: --set task.source=DIR."""
+    return _small(
+        "spider-small",
+        SpiderConfig(
+            source="data/spider",
+            databases="runs/spider-databases",
+            held_out="questions",
+            without_contents="drop",
+        ),
+        finetune_steps=500,
+        max_new_tokens=160,
+        loss=LossConfig(ar_weight=10.0, states="guess", on_policy_iterations=2, states_per_block=2),
+    )
+
+
+def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: int, loss: LossConfig) -> Recipe:
+    return Recipe(
+        name=name,
+        output=f"runs/{name}",
+        task=task,
+        prompts=PromptConfig(max_prompt_tokens=768, max_response_tokens=256, validation_fraction=0.04),
+        teacher=ModelConfig(scratch=_TEACHER),
+        finetune=FinetuneConfig(
+            optim=OptimConfig(
+                steps=finetune_steps,
+                learning_rate=1e-3,
+                weight_decay=0.1,
+                row_tokens=2048,
+                rows_per_step=8,
+                checkpoint_every=1000,
+                log_every=50,
+            ),
+            validate_every=100,
+        ),
+        collect=CollectConfig(
+            block_size=16, max_new_tokens=max_new_tokens, guess="pad", shard_prompts=1024, batch_size=512
+        ),
+        train=TrainConfig(
+            optim=OptimConfig(
+                steps=1500,
+                learning_rate=5e-4,
+                weight_decay=0.1,
+                row_tokens=2048,
+                rows_per_step=16,
+                checkpoint_every=1000,
+                log_every=100,
+            ),
+            loss=loss,
+            validate_every=250,
+        ),
+        evaluate=EvaluateConfig(
+            num_prompts=1000,
+            max_new_tokens=max_new_tokens,
+            block_size=16,
+            guess="pad",
+            batch_size=256,
+            speed_prompts=24,
+        ),
+        resources=ResourceConfig(gpus=1),
+    )

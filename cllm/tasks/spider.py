@@ -6,6 +6,7 @@ compare within one set of databases, not with published ones.
 """
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ from cllm.tasks.spider_databases import (
 )
 from cllm.tasks.sql import TIME_LIMIT_S, execution_scores
 
+_HELD_OUT_SHARE = 10  # one query in so many is held out
+
 
 class SpiderConfig(Config):
     """Where Spider is.
@@ -40,6 +43,9 @@ class SpiderConfig(Config):
     databases: str  # folder of <db_id>/<db_id>.sqlite, on storage that all workers share; missing ones are built
     # Train rows that read a table or database without contents can be trained on but not scored.
     without_contents: Literal["keep", "drop"] = "keep"
+    # databases: test is the dev set, whose databases no train question is about. questions: test is a tenth of the train
+    # set's queries with all their questions, on databases that train has too; a teacher from scratch can learn those.
+    held_out: Literal["databases", "questions"] = "databases"
     time_limit_s: float = Field(TIME_LIMIT_S, gt=0)  # of one query
 
 
@@ -66,9 +72,10 @@ class Spider:
         Raises:
             InputError: files missing or malformed (file, row and key named).
         """
-        for split in ("train", "test"):
-            for origin, row in self._rows(split):
-                example = self._example(row, origin, split)
+        sources: tuple[Split, ...] = ("train",) if self._config.held_out == "questions" else ("train", "test")
+        for source in sources:
+            for origin, row in self._rows(source):
+                example = self._example(row, origin, source)
                 if example is not None:
                     yield example
 
@@ -104,6 +111,10 @@ class Spider:
         db_id = require(row, "db_id", str, origin)
         question = require_any(row, ("SpiderQuestion", "question"), str, origin).strip()
         query = require(row, "query", str, origin).strip()
+        group = db_id
+        if self._config.held_out == "questions":
+            group = f"{db_id}: {' '.join(query.split())}"  # paraphrases of one query stay together
+            split = "test" if zlib.crc32(group.encode()) % _HELD_OUT_SHARE == 0 else "train"
         missing = self._missing(db_id)
         scorable = missing is not None and missing.isdisjoint(re.findall(r"\w+", query.lower()))
         if not scorable and (split == "test" or self._config.without_contents == "drop"):
@@ -112,7 +123,7 @@ class Spider:
             turns=(Turn("user", f"{self._schema_text(db_id)}\n{question}\n"),),
             response=query,
             split=split,
-            group=db_id,
+            group=group,
             context={"database": str(database_file(self._databases, db_id))} if scorable else {},
             origin=origin,
         )

@@ -20,8 +20,12 @@ class PackedObjective(torch.nn.Module):
         self.model = model
         self.divergence: Divergence = divergence
 
-    def forward(self, rows: PackedRows) -> LossSums:
-        return packed_losses(self.model, rows, self.divergence)
+    def forward(self, rows: PackedRows, predict_T: torch.Tensor | None = None) -> LossSums | torch.Tensor:
+        """Loss sums, or with `predict_T` (indices into the flattened rows) the likeliest next token at each."""
+        if predict_T is None:
+            return packed_losses(self.model, rows, self.divergence)
+        hidden_NE = hidden_states_RLE(self.model, rows).flatten(0, 1)
+        return _head(self.model)(hidden_NE[predict_T]).argmax(-1)
 
 
 def packed_losses(model: PreTrainedModel, rows: PackedRows, divergence: Divergence) -> LossSums:

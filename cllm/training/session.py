@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from cllm.models import (
 from cllm.recipe import LoraConfig, OptimConfig, Recipe
 from cllm.tasks.prompts import read_prompts, tokenizer_hash
 from cllm.training.batches import RowOfDocuments, RowStream
-from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments
+from cllm.training.on_policy import Refiner
+from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments, WindowGuess
 from cllm.training.trainer import Trainer, Worker
 
 HELD_OUT_SHARE = 0.03  # of the trajectories, for validation during distillation
@@ -95,28 +97,34 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     peft = None if config.lora is None else _with_adapters(model, config.lora)
-    references = None
-    if config.loss.ar_labels == "reference":
-        references = {p.prompt_id: p.reference_ids for p in read_prompts(layout.prompts_file, "train")}
+    guess = WindowGuess(recipe.collect.guess, recipe.collect.block_size, pad_token_id(tokenizer))
+    iterations = config.loss.on_policy_iterations
+    documents = partial(_trajectory_documents, recipe=recipe, guess=guess)
     num_held_out = round(HELD_OUT_SHARE * len(rows)) if config.validate_every else 0
     held_out, train_rows = rows[:num_held_out], rows[num_held_out:]
     trainer = Trainer(
         model,
-        RowStream(
-            TrajectoryDocuments(train_rows, config.loss, recipe.seed, references), config.optim.row_tokens, recipe.seed
-        ),
+        RowStream(documents(train_rows), config.optim.row_tokens, recipe.seed),
         config.optim,
         ar_weight=config.loss.ar_weight,
         divergence=config.loss.divergence,
         dtype=resolve_dtype(config.precision, worker.device),
         pad_id=pad_token_id(tokenizer),
         worker=worker,
+        refiner=Refiner(iterations, guess, recipe.seed) if iterations else None,
     )
     validation: Sequence[RowOfDocuments] = []
     if held_out:
-        source = TrajectoryDocuments(held_out, config.loss, recipe.seed, references)
-        validation = _validation_rows(source, config.optim, recipe.seed, worker)
+        validation = _validation_rows(documents(held_out), config.optim, recipe.seed, worker)
     return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
+
+
+def _trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: WindowGuess) -> TrajectoryDocuments:
+    references = None
+    if recipe.train.loss.ar_labels == "reference":
+        prompts = read_prompts(RunLayout.of(recipe).prompts_file, "train")
+        references = {prompt.prompt_id: prompt.reference_ids for prompt in prompts}
+    return TrajectoryDocuments(rows, recipe.train.loss, recipe.seed, guess, references)
 
 
 def read_trajectories(recipe: Recipe) -> list[Trajectory]:

@@ -2,14 +2,32 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from cllm.decoding.config import GuessKind
+from cllm.decoding.guess import Guesser
 from cllm.decoding.trajectories import Trajectory
 from cllm.recipe import LossConfig
 from cllm.tasks.prompts import Prompt
 from cllm.training.documents import Document, Span
 
 State = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowGuess:
+    """How windows of `block_size` unknown tokens are guessed, in training as in decoding."""
+
+    kind: GuessKind
+    block_size: int
+    pad_id: int
+
+    def tokens(self, prompt_ids: State, response_ids: State, start: int, seed: int) -> State:
+        """Guesses for the response tokens from `start` on."""
+        guesser = Guesser(self.kind, prompt_ids, self.pad_id, seed)
+        last = (prompt_ids + response_ids)[len(prompt_ids) + start - 1]
+        return tuple(guesser.guess(len(prompt_ids) + start, self.block_size, last))
 
 
 class DocumentSource(Protocol):
@@ -32,6 +50,7 @@ class TrajectoryDocuments:
     """Consistency distillation: every epoch draws new states of each block.
 
     Args:
+        guess: makes the initial guesses of `states: guess`.
         references: reference answers (with end token) by prompt id, for `ar_labels: reference`.
     """
 
@@ -40,6 +59,7 @@ class TrajectoryDocuments:
         trajectories: Sequence[Trajectory],
         config: LossConfig,
         seed: int,
+        guess: WindowGuess,
         references: dict[str, State] | None = None,
     ) -> None:
         if config.ar_labels == "reference" and references is None:
@@ -47,6 +67,7 @@ class TrajectoryDocuments:
         self._trajectories = trajectories
         self._config = config
         self._seed = seed
+        self._guess = guess
         self._references = references or {}
 
     def documents(self, epoch: int) -> list[Document]:
@@ -54,7 +75,10 @@ class TrajectoryDocuments:
         learn_response = self._config.ar_labels == "teacher"
         for row in self._trajectories:
             rng = random.Random(f"{self._seed}/{epoch}/{row.prompt_id}")
-            spans = draw_spans(row, self._config, rng)
+            if self._config.states == "guess":
+                spans = draw_guessed_spans(row, self._config.states_per_block, self._guess, rng)
+            else:
+                spans = draw_spans(row, self._config, rng)
             documents.append(Document(row.prompt_ids, row.response_ids, spans, learn_response))
             if not learn_response:
                 documents.append(Document(row.prompt_ids, self._references[row.prompt_id]))
@@ -71,6 +95,20 @@ def draw_spans(row: Trajectory, config: LossConfig, rng: random.Random) -> tuple
             states, following = zip(*drawn[first : first + width], strict=True)
             start = first * len(states[0])
             span = make_span(row.response_ids, start, sum(states, ()), sum(following, ()), config.target == "local")
+            if span is not None:
+                spans.append(span)
+    return tuple(spans)
+
+
+def draw_guessed_spans(row: Trajectory, per_block: int, guess: WindowGuess, rng: random.Random) -> tuple[Span, ...]:
+    """Windows of initial guesses that tile the response, `per_block` times, from its start or a random place on."""
+    spans = []
+    for _ in range(per_block):
+        # Every response is decoded from its start, so half of the tilings begin there.
+        first = rng.choice((0, rng.randrange(guess.block_size)))
+        for start in range(first, len(row.response_ids) - 1, guess.block_size):
+            noisy = guess.tokens(row.prompt_ids, row.response_ids, start, rng.getrandbits(32))
+            span = make_span(row.response_ids, start, noisy, (), local=False)
             if span is not None:
                 spans.append(span)
     return tuple(spans)

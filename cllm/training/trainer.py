@@ -12,8 +12,9 @@ from cllm.recipe import OptimConfig
 from cllm.training.batches import RowOfDocuments, RowStream
 from cllm.training.forward import PackedObjective
 from cllm.training.losses import Divergence, LossSums
+from cllm.training.on_policy import Refiner
 from cllm.training.optim import build_optimizer, learning_rate_at
-from cllm.training.packing import pack
+from cllm.training.packing import PackedRows, pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class Trainer:
     """Trains a model on a stream of packed rows.
 
     Loss = consistency + ar_weight * AR, each the mean over its tokens of the whole step, whatever the number of workers
-    and accumulation steps: both counts are known before the forward, because every worker sees the whole stream.
+    and accumulation steps: both counts are known before the forward, because every worker sees the whole stream. With
+    on-policy states the consistency mean is over the drawn tokens, though refinement may settle some of them.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Trainer:
         dtype: torch.dtype,
         pad_id: int,
         worker: Worker,
+        refiner: Refiner | None = None,
     ) -> None:
         parts = worker.world * config.accumulation
         if config.rows_per_step % parts:
@@ -63,6 +66,7 @@ class Trainer:
         self.worker = worker
         self.ar_weight = ar_weight
         self.pad_id = pad_id
+        self.refiner = refiner
         self.step = 0
         self.model = model
         self.objective = PackedObjective(model, divergence).to(worker.device).train()
@@ -111,7 +115,7 @@ class Trainer:
         for start in range(0, len(mine), size):
             if isinstance(self.objective, FSDPModule):
                 self.objective.set_requires_gradient_sync(start + size == len(mine))
-            sums = self._losses(mine[start : start + size])
+            sums = self._losses(mine[start : start + size], refine=True)
             loss = self.ar_weight * sums.ar / max(1, num_ar) + sums.consistency / max(1, num_consistency)
             (
                 loss * self.worker.world
@@ -119,11 +123,18 @@ class Trainer:
             ar, consistency = ar + sums.ar.detach(), consistency + sums.consistency.detach()
         return ar, consistency, len(rows) * self.config.row_tokens
 
-    def _losses(self, rows: Sequence[RowOfDocuments]) -> LossSums:
-        packed = pack(rows, self.config.row_tokens, self.pad_id).to(self.worker.device)
+    def _losses(self, rows: Sequence[RowOfDocuments], refine: bool = False) -> LossSums:
+        packed = self._pack(rows)
         with self._autocast:
+            if refine and self.refiner is not None:
+                for _ in range(self.refiner.iterations_at(self.step)):
+                    rows = self.refiner.advance(self.objective, rows, packed)
+                    packed = self._pack(rows)
             sums: LossSums = self.objective(packed)
         return sums
+
+    def _pack(self, rows: Sequence[RowOfDocuments]) -> PackedRows:
+        return pack(rows, self.config.row_tokens, self.pad_id).to(self.worker.device)
 
     def _sum_over_workers(self, values: torch.Tensor) -> list[float]:
         if self.worker.world > 1:

@@ -18,7 +18,9 @@ class Documents:
 
     def documents(self, epoch):
         return [
-            Document((2 + i % 5, 7 + i % 11), (7 + i % 11,) * (3 + i % 4) + (EOS,), (Span(1, (2 + (i + epoch) % 9, 3)),))
+            Document(
+                (2 + i % 5, 7 + i % 11), (7 + i % 11,) * (3 + i % 4) + (EOS,), (Span(1, (2 + (i + epoch) % 9, 3)),)
+            )
             for i in range(40)
         ]
 
