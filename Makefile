@@ -32,8 +32,9 @@ format: $(STAMP) ## reformat the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## teacher against CLLM on the demo's models, accuracy and speed
+bench: $(STAMP) ## on the demo's run: teacher against CLLM, then what collection and training cost
 	$(LOCAL_RAY) $(BIN)/python jobs/evaluate.py --recipe demo
+	$(LOCAL_RAY) $(BIN)/python jobs/bench_distill.py --recipe demo
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INPUTS_NAME = "inputs.json"  # what a resumable working folder is made from
 HASHED_BYTES = 1 << 20  # files up to 1 MiB are hashed; weights and shards would take minutes
+ABSENT = "(absent)"  # stands for the value of a key that one of two inputs does not have
 
 
 class FileEntry(Config):
@@ -42,6 +44,15 @@ class Manifest(Config):
     inputs: dict[str, Any]
     provenance: dict[str, Any]
     files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first key, dotted, in which an artifact's inputs are not the wanted ones."""
+
+    key: str
+    found: Any
+    wanted: Any
 
 
 @contextmanager
@@ -136,6 +147,11 @@ def is_current(path: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
         return False
 
 
+def input_difference(manifest: Manifest, inputs: Mapping[str, Any]) -> Difference | None:
+    """Where an artifact was made from something else than these inputs; None if it was made from them."""
+    return _first_difference(manifest.inputs, _as_json(inputs))
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that `path` holds its old or its new content at any time, never a part.
 
@@ -214,17 +230,17 @@ def _difference_to_partial(working: Path, recorded: Mapping[str, Any]) -> str | 
         found = json.loads((working / INPUTS_NAME).read_text())
     except (FileNotFoundError, ValueError):
         return INPUTS_NAME
-    return _first_difference(found, recorded)
+    difference = _first_difference(found, recorded)
+    return None if difference is None else difference.key
 
 
-def _first_difference(left: Any, right: Any, prefix: str = "") -> str | None:
-    if left == right:
+def _first_difference(found: Any, wanted: Any, prefix: str = "") -> Difference | None:
+    if found == wanted:
         return None
-    if not (isinstance(left, dict) and isinstance(right, dict)):
-        return prefix
-    missing = object()
-    key = next(key for key in sorted(left | right) if left.get(key, missing) != right.get(key, missing))
-    return _first_difference(left.get(key, missing), right.get(key, missing), f"{prefix}.{key}" if prefix else key)
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return Difference(prefix, found, wanted)
+    key = next(key for key in sorted(found | wanted) if found.get(key, ABSENT) != wanted.get(key, ABSENT))
+    return _first_difference(found.get(key, ABSENT), wanted.get(key, ABSENT), f"{prefix}.{key}" if prefix else key)
 
 
 def _finish(working: Path, path: Path, kind: str, inputs: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

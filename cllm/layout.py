@@ -45,6 +45,10 @@ class RunLayout:
         return self.root / "evaluation"
 
     @property
+    def bench(self) -> Path:
+        return self.root / "bench"
+
+    @property
     def scratch(self) -> Path:
         """Ray Train's checkpoints and TensorBoard logs, of use only until a stage is finished."""
         return self.root / "scratch"

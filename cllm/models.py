@@ -109,6 +109,16 @@ def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         )
 
 
+def check_context_fits(model: PreTrainedModel, prompt_tokens: int, new_tokens: int, where: str) -> None:
+    """Raise InputError if prompt and response are longer than the model can read: it would answer with noise."""
+    limit = model.config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise InputError(
+            f"{where}: prompts of up to {prompt_tokens} tokens and max_new_tokens={new_tokens} make "
+            f"{prompt_tokens + new_tokens}, the model has max_position_embeddings={limit}"
+        )
+
+
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """All tokens that end a response: the generation config's (chat models have several) and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
@@ -126,10 +136,23 @@ def default_device() -> torch.device:
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of forward passes. auto: bfloat16 on GPUs, float32 on CPUs."""
+    """The dtype of decoding. auto: bfloat16 on GPUs; float32 on CPUs, where outputs must not depend on the batch."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def resolve_training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of training's matrix products. auto: bfloat16 where the hardware multiplies it natively (GPUs, and CPUs
+    with AMX, where it saves a fifth of the time), float32 elsewhere. Weights and optimiser state stay float32."""
+    if precision == "auto" and device.type == "cpu":
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    return resolve_dtype(precision, device)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # before torch 2.12 there is no way to ask; float32 is always right
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
 
 
 def weights_revision(path: str, revision: str | None = None) -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import ray
+from ray.data import DataContext
 
 from cllm.errors import InputError
 from cllm.recipe import Recipe
@@ -23,6 +24,9 @@ def connect(recipe: Recipe) -> None:
     """
     if ray.is_initialized():
         return
+    # Ray Data's own progress report is a page a second on a plain terminal; the jobs print a line instead.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    DataContext.get_current().enable_progress_bars = False
     address = os.environ.get("RAY_ADDRESS")  # `ray job submit` sets it for the job's driver
     if not address:
         _start_local()
@@ -72,6 +76,10 @@ def _connect_to(address: str) -> None:
 
 
 def _start_local() -> None:
+    # Ray's processes inherit these. Threads that wait must sleep: Ray's own processes want the cores as well, and
+    # spinning OpenMP threads that lose theirs make a training step many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     ray.init(
         address="local",
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,

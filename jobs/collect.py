@@ -27,6 +27,7 @@ from cllm.decoding.trajectories import read_table, to_table
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import (
+    check_context_fits,
     check_tokenizer_fits,
     default_device,
     eos_token_ids,
@@ -61,7 +62,10 @@ class ShardCollector:
             dtype=resolve_dtype(recipe.collect.precision, device),
             device=device,
         )
+        self.shards = shards(recipe)
+        longest = max(len(prompt.prompt_ids) for shard in self.shards for prompt in shard)
         check_tokenizer_fits(model, self.tokenizer, teacher_path(recipe))
+        check_context_fits(model, longest, recipe.collect.max_new_tokens, teacher_path(recipe))
         self.decoder = JacobiDecoder(
             model,
             block_size=recipe.collect.block_size,
@@ -72,7 +76,6 @@ class ShardCollector:
             record=True,
         )
         self.metadata = trajectory_metadata(recipe, self.tokenizer)
-        self.shards = shards(recipe)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (index,) = batch["shard"].tolist()

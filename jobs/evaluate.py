@@ -46,7 +46,7 @@ from cllm.tasks.registry import load_task
 from jobs import stages
 from jobs.cli import main, print_last_line_json, stage
 from jobs.cluster import connect
-from jobs.pool import actor_pool
+from jobs.pool import actor_pool, whole_machine
 
 RESULTS_NAME = "results.json"
 NUM_EXAMPLES = 2  # responses shown step by step
@@ -183,18 +183,10 @@ def score(recipe: Recipe, prompts: Sequence[Prompt], texts: Sequence[str]) -> li
 
 
 def time_alone(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[dict[Key, Timing], dict[str, Any]]:
-    """Time all methods in one process that has a GPU, or a whole machine, to itself; and the hardware that it had.
-
-    Asking for all of a machine's CPUs makes Ray wait until the decoding pool has released them.
-    """
-    wanted = {"num_gpus": 1} if recipe.resources.gpus else {"num_cpus": cpus_of_largest_node()}
+    """Time all methods in one process that has a GPU, or a whole machine, to itself; and the hardware that it had."""
     print(f"timing {len(prompts)} prompts × {recipe.evaluate.speed_repeats} repeats, one at a time", flush=True)
-    timings, hardware = ray.get(time_subjects.options(**wanted).remote(recipe, prompts))
+    timings, hardware = ray.get(time_subjects.options(**whole_machine(recipe)).remote(recipe, prompts))
     return timings, hardware
-
-
-def cpus_of_largest_node() -> int:
-    return int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
 
 
 @ray.remote

@@ -1,4 +1,4 @@
-"""How many actors decode, and with what: one a GPU, or one for every few CPU cores."""
+"""What decoding asks Ray for: actors, one a GPU or one for every few CPU cores; or a machine to itself, for timing."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,16 @@ class Pool:
     strategy: ActorPoolStrategy
     num_cpus: float | None
     num_gpus: float | None
+
+
+def whole_machine(recipe: Recipe) -> dict[str, float]:
+    """Options of a Ray task that measures time: a GPU, or all CPUs of a machine.
+
+    Asking for all of a machine's CPUs makes Ray wait until the decoding pool has released them.
+    """
+    if recipe.resources.gpus:
+        return {"num_gpus": 1}
+    return {"num_cpus": max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])}
 
 
 def actor_pool(recipe: Recipe, num_batches: int) -> Pool:

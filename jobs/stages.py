@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cllm.artifacts import is_current, read_manifest
+from cllm.artifacts import input_difference, is_current, read_manifest
+from cllm.errors import InputError
 from cllm.layout import RunLayout
 from cllm.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One output folder: its kind, its place, and the inputs that its manifest records."""
+    """One output folder: its kind, the job that makes it, its place, and the inputs that its manifest records."""
 
     kind: str
+    job: str
     path: Path
     inputs: dict[str, Any]
 
@@ -27,8 +29,22 @@ class Stage:
         return is_current(self.path, self.kind, self.inputs)
 
     def require(self) -> None:
-        """Raise InputError unless the output is there and complete."""
-        read_manifest(self.path, self.kind)
+        """Check that a stage may build on this output.
+
+        Raises:
+            InputError: it is missing, damaged, or left over from another recipe (the first key that differs is named);
+                with the job to run.
+        """
+        try:
+            manifest = read_manifest(self.path, self.kind)
+        except InputError as error:
+            raise InputError(f"{error}; run jobs/{self.job}.py") from error
+        difference = input_difference(manifest, self.inputs)
+        if difference is not None:
+            raise InputError(
+                f"{self.path}: made with {difference.key}={difference.found!s:.80}, the recipe says "
+                f"{difference.wanted!s:.80}; run jobs/{self.job}.py"
+            )
 
 
 def prepare(recipe: Recipe) -> Stage:
@@ -42,26 +58,32 @@ def prepare(recipe: Recipe) -> Stage:
         "prompts": _plain(recipe.prompts),
         "tokenizer": tokenizer,
     }
-    return Stage("prompts", RunLayout.of(recipe).prompts, inputs)
+    return Stage("prompts", "prepare", RunLayout.of(recipe).prompts, inputs)
 
 
 def finetune(recipe: Recipe) -> Stage:
     inputs = prepare(recipe).inputs | {"teacher": _plain(recipe.teacher), "finetune": _plain(recipe.finetune)}
-    return Stage("teacher", RunLayout.of(recipe).finetuned, inputs)
+    return Stage("teacher", "finetune", RunLayout.of(recipe).finetuned, inputs)
 
 
 def collect(recipe: Recipe) -> Stage:
     inputs = finetune(recipe).inputs | {"collect": _plain(recipe.collect)}
-    return Stage("trajectories", RunLayout.of(recipe).trajectories, inputs)
+    return Stage("trajectories", "collect", RunLayout.of(recipe).trajectories, inputs)
 
 
 def train(recipe: Recipe) -> Stage:
-    return Stage("student", RunLayout.of(recipe).student, collect(recipe).inputs | {"train": _plain(recipe.train)})
+    inputs = collect(recipe).inputs | {"train": _plain(recipe.train)}
+    return Stage("student", "train", RunLayout.of(recipe).student, inputs)
 
 
 def evaluate(recipe: Recipe) -> Stage:
     inputs = train(recipe).inputs | {"evaluate": _plain(recipe.evaluate)}
-    return Stage("evaluation", RunLayout.of(recipe).evaluation, inputs)
+    return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs)
+
+
+def bench(recipe: Recipe) -> Stage:
+    """Measurements of distillation itself; no other stage reads them."""
+    return Stage("bench", "bench_distill", RunLayout.of(recipe).bench, train(recipe).inputs)
 
 
 def skip_if_current(stage: Stage, make: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
@@ -53,6 +53,7 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
+                logging_config=LoggingConfig(log_level="ERROR"),  # progress is printed by our own lines
             ),
         )
         trainer.fit()

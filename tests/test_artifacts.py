@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from cllm.artifacts import (
+    ABSENT,
     HASHED_BYTES,
     MANIFEST_NAME,
+    Difference,
+    input_difference,
     is_current,
     read_manifest,
     resumable_artifact,
@@ -64,6 +67,23 @@ def test_is_current_compares_kind_and_inputs(tmp_path: Path) -> None:
     assert is_current(path, "prompts", INPUTS)
     assert not is_current(path, "trajectories", INPUTS)
     assert not is_current(path, "prompts", INPUTS | {"teacher": "other"})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "difference"),
+    [
+        (INPUTS, None),
+        (INPUTS | {"recipe": {"block_size": 8, "sizes": (1, 2)}}, Difference("recipe.block_size", 16, 8)),
+        (INPUTS | {"seed": 0}, Difference("seed", ABSENT, 0)),
+        ({"recipe": INPUTS["recipe"]}, Difference("teacher", "abc", ABSENT)),
+        (INPUTS | {"recipe": None}, Difference("recipe", {"block_size": 16, "sizes": [1, 2]}, None)),
+    ],
+)
+def test_first_difference_of_inputs_is_named(
+    tmp_path: Path, inputs: dict[str, Any], difference: Difference | None
+) -> None:
+    make(tmp_path / "out")
+    assert input_difference(read_manifest(tmp_path / "out", "prompts"), inputs) == difference
 
 
 def test_exception_leaves_nothing_and_keeps_the_older_artifact(tmp_path: Path) -> None:

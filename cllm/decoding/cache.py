@@ -53,6 +53,15 @@ class _RowLayer(CacheLayerMixin):
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def append(self, other: "_RowLayer") -> None:
+        assert other.keys is not None
+        assert other.values is not None
+        if self.keys is None or self.values is None:
+            self.keys, self.values = other.keys, other.values
+        else:
+            self.keys, self.values = torch.cat([self.keys, other.keys]), torch.cat([self.values, other.values])
+        self.is_initialized = True
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cursor.visible, 0
 
@@ -92,6 +101,12 @@ class RowCache(Cache):
         self.cursor.visible = visible
         keys_S = torch.arange(visible, device=positions_BQ.device)
         return (keys_S <= positions_BQ[:, :, None])[:, None]
+
+    def append(self, other: "RowCache") -> None:
+        """Add the rows of a cache of the same capacity behind this one's."""
+        assert other.capacity == self.capacity
+        for layer, other_layer in zip(self.row_layers, other.row_layers, strict=True):
+            layer.append(other_layer)
 
     def keep_rows(self, rows: Sequence[int], device: torch.device) -> None:
         """Drop all rows but these; row i of the cache becomes what row `rows[i]` was."""

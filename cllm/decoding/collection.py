@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -22,21 +22,25 @@ def collect(
     seed: int,
 ) -> tuple[list[Trajectory], Counter[str]]:
     """Trajectories of `prompts` in their order, without the dropped ones; and how many were dropped for what reason."""
+    # Prompts of similar length are read together, so that little of a batch is padding.
+    ordered = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))
+    requests = [collection_request(prompt, config, seed) for prompt in ordered]
     kept: dict[str, Trajectory] = {}
     dropped: Counter[str] = Counter()
-    for batch in _batches(prompts, config.batch_size):
-        requests = [
-            DecodeRequest(p.prompt_ids, config.max_new_tokens, SamplingParams(seed=int(p.prompt_id, 16) ^ seed))
-            for p in batch
-        ]
-        for prompt, result in zip(batch, decoder.generate(requests), strict=True):
-            row = Trajectory.from_result(prompt.prompt_id, prompt.prompt_ids, result)
-            reason = reason_to_drop(row, tokenizer, config)
-            if reason is None:
-                kept[prompt.prompt_id] = augment(row, config.augment, seed)
-            else:
-                dropped[reason] += 1
+    for prompt, result in zip(ordered, decoder.generate(requests, config.batch_size), strict=True):
+        row = Trajectory.from_result(prompt.prompt_id, prompt.prompt_ids, result)
+        reason = reason_to_drop(row, tokenizer, config)
+        if reason is None:
+            kept[prompt.prompt_id] = augment(row, config.augment, seed)
+        else:
+            dropped[reason] += 1
     return [kept[prompt.prompt_id] for prompt in prompts if prompt.prompt_id in kept], dropped
+
+
+def collection_request(prompt: Prompt, config: CollectConfig, seed: int) -> DecodeRequest:
+    """Greedy; a prompt's own seed decides its guesses, in every batch."""
+    sampling = SamplingParams(seed=int(prompt.prompt_id, 16) ^ seed)
+    return DecodeRequest(prompt.prompt_ids, config.max_new_tokens, sampling)
 
 
 def reason_to_drop(row: Trajectory, tokenizer: PreTrainedTokenizerBase, config: CollectConfig) -> str | None:
@@ -58,10 +62,3 @@ def augment(row: Trajectory, share: float, seed: int) -> Trajectory:
         return row
     rng = random.Random(f"{seed}/augment/{row.prompt_id}")
     return replace(row, augmented=tuple(partly_corrected(block, share, rng) for block in row.blocks))
-
-
-def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
-    """Prompts of similar length together, so that little of a batch is padding."""
-    ordered = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]

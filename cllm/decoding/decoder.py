@@ -1,5 +1,6 @@
 """Batched Jacobi decoding with a key-value cache; AR decoding is block size 1 of the same loop."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from cllm.decoding.records import Commit, DecodeRequest, DecodeResult, Refill
 from cllm.decoding.row import Row
 from cllm.decoding.sampling import TokenPicker
 from cllm.decoding.step import accepted_B, forward_logits_BWV
+
+_BUSY_SHARE = 0.75  # of a batch
 
 
 class JacobiDecoder:
@@ -53,16 +56,16 @@ class JacobiDecoder:
         self.pad_id = pad_id
         self.record = record
 
-    def generate(self, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
-        """Decode all requests as one batch; results in the order of the requests."""
+    def generate(self, requests: Sequence[DecodeRequest], batch_size: int | None = None) -> list[DecodeResult]:
+        """Decode all requests, `batch_size` at a time (None: all together); results in the order of the requests."""
         rows = self._open_rows(requests)
-        for _ in self._run(rows):
+        for _ in self._run(rows, batch_size or len(rows)):
             pass
         return [row.result() for row in rows]
 
     def stream(self, requests: Sequence[DecodeRequest]) -> Iterator[list[Commit]]:
         """The same, yielding after every forward pass what it committed (one `Commit` for each unfinished row)."""
-        yield from self._run(self._open_rows(requests))
+        yield from self._run(self._open_rows(requests), len(requests))
 
     def _open_rows(self, requests: Sequence[DecodeRequest]) -> list[Row]:
         rows = []
@@ -72,25 +75,34 @@ class JacobiDecoder:
         return rows
 
     @torch.inference_mode()
-    def _run(self, rows: list[Row]) -> Iterator[list[Commit]]:
+    def _run(self, rows: list[Row], batch_size: int) -> Iterator[list[Commit]]:
+        """Forward passes until all rows are finished; places that become free are taken by waiting rows.
+
+        Free places ride along until a quarter of the batch is idle, because both dropping and admitting rows copy the
+        cache.
+        """
         if not rows:
             return
         capacity = max(row.max_length for row in rows) + self.block_size
-        cache = RowCache(self.model.config, capacity)
         picker = TokenPicker([row.request.sampling for row in rows], self.model.device)
-        active = rows
-        prefilled = False
-        while active:
-            yield self._step(active, cache, picker, prefilled)
-            prefilled = True
+        cache = RowCache(self.model.config, capacity)
+        waiting, active = deque(rows), list[Row]()
+        while waiting or active:
+            if waiting and len(active) <= _BUSY_SHARE * batch_size:
+                admitted = [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(active)))]
+                joining = RowCache(self.model.config, capacity)
+                yield self._step(admitted, joining, picker, prefilled=False)
+                cache.append(joining)
+                active += admitted
+            else:
+                yield self._step(active, cache, picker, prefilled=True)
             unfinished = [i for i, row in enumerate(active) if row.finish_reason is None]
-            # Finished rows ride along until a quarter of the batch is idle: dropping them copies the cache.
-            if len(unfinished) <= 0.75 * len(active):
+            if len(unfinished) <= _BUSY_SHARE * len(active):
                 active = [active[i] for i in unfinished]
                 cache.keep_rows(unfinished, self.model.device)
 
     def _step(self, rows: list[Row], cache: RowCache, picker: TokenPicker, prefilled: bool) -> list[Commit]:
-        """One forward pass for all rows. The first one also reads the prompts, each with its first window behind it."""
+        """One forward pass for all rows. Their first one also reads the prompts, each with its first window behind it."""
         device = self.model.device
         window = max(row.window for row in rows)
         inputs = [row.inputs(window, self.pad_id, with_prompt=not prefilled) for row in rows]

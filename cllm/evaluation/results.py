@@ -88,8 +88,8 @@ def build_results(
         "cllm_minus_teacher": {"difference": difference.mean, "ci95": _interval(difference)},
         "agreement_with_teacher": identical_rate(_tokens(measured, CLLM), _tokens(measured, TEACHER)),
         "weights": dict(weights),
-        "recipe": _without_folders(recipe.model_dump(mode="json")),
-        "provenance": _without_folders(dict(provenance)),
+        "recipe": without_folders(recipe.model_dump(mode="json")),
+        "provenance": without_folders(dict(provenance)),
     }
 
 
@@ -169,11 +169,11 @@ def _interval(estimate: Estimate) -> list[float]:
     return [estimate.low, estimate.high]
 
 
-def _without_folders(data: Any) -> Any:
+def without_folders(data: Any) -> Any:
     """Plain data with absolute paths, also those in `key=path`, cut to their last part: results are published, and
     folders name machines and users."""
     if isinstance(data, dict):
-        return {key: _without_folders(value) for key, value in data.items()}
+        return {key: without_folders(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_without_folders(value) for value in data]
+        return [without_folders(value) for value in data]
     return _FOLDERS.sub(r"\1", data) if isinstance(data, str) else data

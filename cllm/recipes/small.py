@@ -81,11 +81,11 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
         ),
         train=TrainConfig(
             optim=OptimConfig(
-                steps=1500,
-                learning_rate=5e-4,
+                steps=1200,
+                learning_rate=8e-4,
                 weight_decay=0.1,
                 row_tokens=2048,
-                rows_per_step=16,
+                rows_per_step=8,
                 checkpoint_every=1000,
                 log_every=100,
             ),

@@ -69,7 +69,7 @@ def _record(
     record: dict[str, Value] = {"id": index + 1}
     for column in table.columns:
         if column.kind == "number":
-            record[column.name] = rng.randint(column.low, column.high)
+            record[column.name] = rng.choice(column.grid)
         else:
             record[column.name] = labels[column.name][index] if column.kind == "label" else rng.choice(column.pool)
     for parent in table.parents:

@@ -170,19 +170,20 @@ class Draw:
 
     def _number_condition(self, column: Column, value: int, mention: str, name: str) -> tuple[str, str]:
         operator, phrase = self._operator(_NUMBER_OPERATORS)
-        low, high, randint = column.low, column.high, self.rng.randint
+        grid, place, last = column.grid, column.grid.index(value), len(column.grid) - 1
         if operator == "BETWEEN":
-            first = randint(low, min(value, high - 1))
-            second = randint(max(value, first + 1), high)
-            return phrase.format(c=mention, a=first, b=second), f"{name} BETWEEN {first} AND {second}"
-        bounds = {
-            "=": (value, value),
-            ">": (min(low, value - 1), value - 1),
-            "<": (value + 1, max(high, value + 1)),
-            ">=": (low, value),
-            "<=": (value, high),
+            first = self.rng.randint(0, min(place, last - 1))
+            second = self.rng.randint(max(place, first + 1), last)
+            between = f"{name} BETWEEN {grid[first]} AND {grid[second]}"
+            return phrase.format(c=mention, a=grid[first], b=grid[second]), between
+        places = {
+            "=": (place, place),
+            ">": (0, max(0, place - 1)),
+            "<": (min(last, place + 1), last),
+            ">=": (0, place),
+            "<=": (place, last),
         }
-        bound = randint(*bounds[operator])
+        bound = grid[self.rng.randint(*places[operator])]
         return phrase.format(c=mention, a=bound), f"{name} {operator} {bound}"
 
     def _word_condition(self, column: Column, value: str, mention: str, name: str) -> tuple[str, str]:
@@ -191,12 +192,12 @@ class Draw:
         other = self.pick([word for word in column.pool if word != value])
         if operator.startswith("LIKE"):
             letters = {"LIKE {a}%": value[0], "LIKE %{a}": value[-1]}.get(operator, value[1])
-            return phrase.format(c=mention, a=letters), f"{name} LIKE '{operator[5:].format(a=letters)}'"
+            return phrase.format(c=mention, a=f"'{letters}'"), f"{name} LIKE '{operator[5:].format(a=letters)}'"
         if operator == "IN":
             pair = (value, other) if self.rng.random() < 0.5 else (other, value)
-            return phrase.format(c=mention, a=pair[0], b=pair[1]), f"{name} IN ('{pair[0]}', '{pair[1]}')"
+            return phrase.format(c=mention, a=f"'{pair[0]}'", b=f"'{pair[1]}'"), f"{name} IN ('{pair[0]}', '{pair[1]}')"
         word = value if operator == "=" else other
-        return phrase.format(c=mention, a=word), f"{name} {operator} '{word}'"
+        return phrase.format(c=mention, a=f"'{word}'"), f"{name} {operator} '{word}'"
 
 
 def _joined(chain: Sequence[Table]) -> str:

@@ -153,8 +153,8 @@ def _having_count(draw: Draw, source: Source) -> Pair:
 
 def _having_average(draw: Draw, source: Source) -> Pair:
     column, value = draw.pick(source.table.of_kind("category")), draw.pick(source.table.of_kind("number"))
-    spread = (value.high - value.low) // 8
-    bound = (value.high + value.low) // 2 + draw.rng.randint(-spread, spread)
+    middle = len(value.grid) // 2
+    bound = value.grid[middle + draw.rng.randint(-middle // 4, middle // 4)]
     operator, word = draw.pick(((">", "over"), ("<", "under")))
     group = source.column(column)
     words = f"{draw.pick(AGGREGATES['AVG'])} {draw.mention(value)} {word} {bound} among {source.phrase}"

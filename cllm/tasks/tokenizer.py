@@ -10,8 +10,8 @@ from cllm.errors import InputError
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 NUM_BYTES = 256
 
-# GPT-2's split, but each digit by itself, so that numbers of any length are spelled one way.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT-2's split, but numbers in groups of up to three digits (as in Llama 3): small ones become one token each.
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

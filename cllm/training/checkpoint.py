@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,7 +21,7 @@ _PROGRESS = "progress.json"
 
 def save_checkpoint(trainer: Trainer, folder: Path) -> None:
     """Save weights, optimiser and place in the data; every worker calls it with its own or one shared folder."""
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizer)
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers)
     dcp.save(
         {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder, no_dist=trainer.worker.world == 1
     )
@@ -34,15 +35,15 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     Raises:
         InputError: the checkpoint is incomplete or of another model.
     """
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizer)
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         progress = json.loads((folder / _PROGRESS).read_text())
         dcp.load(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
-    except Exception as error:  # missing files, truncated tensors, other shapes: dcp raises many kinds
+    except (Exception, CheckpointException) as error:  # the latter is no Exception; dcp raises many kinds
         raise InputError(f"{folder}: not a usable training checkpoint: {str(error).splitlines()[0]}") from error
     set_state_dict(
-        trainer.objective, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        trainer.objective, trainer.optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )
     trainer.step = progress["step"]
     trainer.stream.restore(progress["stream"])

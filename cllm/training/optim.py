@@ -1,18 +1,35 @@
-"""AdamW with a warm-up and cosine schedule."""
+"""Optimisers and their warm-up and cosine schedule."""
 
 import math
 
 import torch
+from transformers import PreTrainedModel
 
 from cllm.recipe import OptimConfig
 
 
-def build_optimizer(model: torch.nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay spares vectors (norms, biases)."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Optimisers that together cover the trainable parameters, each once; weight decay spares vectors (norms, biases).
+
+    Muon takes the decoder layers' matrices and scales its updates to AdamW's, so that one learning rate serves both.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if config.optimizer == "adamw":
+        return [_adamw(list(trainable.values()), config)]
+    layers = {name for name, _ in model.base_model.layers.named_parameters(prefix=f"{model.base_model_prefix}.layers")}
+    matrices = [p for name, p in trainable.items() if name in layers and p.dim() == 2]
+    chosen = set(map(id, matrices))
+    others = [p for p in trainable.values() if id(p) not in chosen]
+    muon = torch.optim.Muon(
+        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, _adamw(others, config)]
+
+
+def _adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
     groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

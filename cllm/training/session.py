@@ -19,7 +19,7 @@ from cllm.models import (
     load_model,
     load_tokenizer,
     pad_token_id,
-    resolve_dtype,
+    resolve_training_dtype,
     save_model,
     weights_revision,
 )
@@ -71,7 +71,7 @@ def finetune_session(recipe: Recipe, worker: Worker) -> Session:
     config, layout = recipe.finetune, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
     model = _base_model(recipe, tokenizer, _attention(worker))
-    dtype = resolve_dtype(config.precision, worker.device)
+    dtype = resolve_training_dtype(config.precision, worker.device)
     source = ReferenceDocuments(read_prompts(layout.prompts_file, "train"))
     trainer = Trainer(
         model,
@@ -99,7 +99,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     peft = None if config.lora is None else _with_adapters(model, config.lora)
     guess = WindowGuess(recipe.collect.guess, recipe.collect.block_size, pad_token_id(tokenizer))
     iterations = config.loss.on_policy_iterations
-    documents = partial(_trajectory_documents, recipe=recipe, guess=guess)
+    documents = partial(trajectory_documents, recipe=recipe, guess=guess)
     num_held_out = round(HELD_OUT_SHARE * len(rows)) if config.validate_every else 0
     held_out, train_rows = rows[:num_held_out], rows[num_held_out:]
     trainer = Trainer(
@@ -108,7 +108,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
         config.optim,
         ar_weight=config.loss.ar_weight,
         divergence=config.loss.divergence,
-        dtype=resolve_dtype(config.precision, worker.device),
+        dtype=resolve_training_dtype(config.precision, worker.device),
         pad_id=pad_token_id(tokenizer),
         worker=worker,
         refiner=Refiner(iterations, guess, recipe.seed) if iterations else None,
@@ -119,7 +119,8 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
 
 
-def _trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: WindowGuess) -> TrajectoryDocuments:
+def trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: WindowGuess) -> TrajectoryDocuments:
+    """What distillation by the recipe's loss section reads."""
     references = None
     if recipe.train.loss.ar_labels == "reference":
         prompts = read_prompts(RunLayout.of(recipe).prompts_file, "train")

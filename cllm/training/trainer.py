@@ -8,12 +8,13 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from cllm.errors import InputError
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowOfDocuments, RowStream
 from cllm.training.forward import PackedObjective
 from cllm.training.losses import Divergence, LossSums
 from cllm.training.on_policy import Refiner
-from cllm.training.optim import build_optimizer, learning_rate_at
+from cllm.training.optim import build_optimizers, learning_rate_at
 from cllm.training.packing import PackedRows, pack
 
 
@@ -61,6 +62,8 @@ class Trainer:
         parts = worker.world * config.accumulation
         if config.rows_per_step % parts:
             raise ValueError(f"rows_per_step {config.rows_per_step} is no multiple of workers x accumulation {parts}")
+        if config.optimizer == "muon" and worker.world > 1:
+            raise InputError("optim.optimizer: muon trains on one worker only; use adamw")
         self.config = config
         self.stream = stream
         self.worker = worker
@@ -73,7 +76,7 @@ class Trainer:
         if worker.world > 1:
             _shard(self.objective, dtype)
         self._autocast = torch.autocast(worker.device.type, dtype, enabled=worker.world == 1 and dtype != torch.float32)
-        self.optimizer = build_optimizer(self.objective, config)
+        self.optimizers = build_optimizers(model, config)
 
     def train_step(self) -> StepLosses:
         """One optimiser step; raises RuntimeError if the loss is not finite (nothing is updated then)."""
@@ -85,10 +88,11 @@ class Trainer:
         if not norm < float("inf"):
             raise RuntimeError(f"step {self.step}: gradient norm {norm}; lower the learning rate")
         learning_rate = learning_rate_at(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         sums = self._sum_over_workers(torch.stack([ar, consistency]))
         return StepLosses(sums[0] / max(1, num_ar), sums[1] / max(1, num_consistency), num_tokens, norm, learning_rate)

@@ -43,10 +43,11 @@ def batches(draw):
     n=st.sampled_from([1, 2, 3, 5, 8, 16, 33]),
     refill=st.sampled_from(REFILLS),
     guess=st.sampled_from(["prompt", "pad", "last"]),
+    batch_size=st.sampled_from([None, 1, 2, 3]),
 )
-def test_any_batch_equals_autoregressive(model_seed, requests, n, refill, guess):
+def test_any_batch_equals_autoregressive(model_seed, requests, n, refill, guess, batch_size):
     model = tiny_model(model_seed)
-    results = make_decoder(model, n, refill, guess).generate(requests)
+    results = make_decoder(model, n, refill, guess).generate(requests, batch_size)
     for request, result in zip(requests, results, strict=True):
         expected = autoregressive(model, request, [EOS])
         assert list(result.token_ids) == expected
