@@ -152,7 +152,8 @@ def resolve_training_dtype(precision: Precision, device: torch.device) -> torch.
 
 def _cpu_multiplies_bf16() -> bool:
     # before torch 2.12 there is no way to ask; float32 is always right
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16", False))
 
 
 def weights_revision(path: str, revision: str | None = None) -> str:

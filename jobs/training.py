@@ -53,7 +53,8 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                logging_config=LoggingConfig(log_level="ERROR"),  # progress is printed by our own lines
+                # Progress is printed by our own lines. (Ray shows type checkers the RunConfig of its older version.)
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         trainer.fit()

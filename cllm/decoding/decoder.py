@@ -102,7 +102,7 @@ class JacobiDecoder:
                 cache.keep_rows(unfinished, self.model.device)
 
     def _step(self, rows: list[Row], cache: RowCache, picker: TokenPicker, prefilled: bool) -> list[Commit]:
-        """One forward pass for all rows. Their first one also reads the prompts, each with its first window behind it."""
+        """One forward pass for all rows. Their first one also reads the prompts, each with its window behind it."""
         device = self.model.device
         window = max(row.window for row in rows)
         inputs = [row.inputs(window, self.pad_id, with_prompt=not prefilled) for row in rows]

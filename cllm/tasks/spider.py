@@ -43,8 +43,9 @@ class SpiderConfig(Config):
     databases: str  # folder of <db_id>/<db_id>.sqlite, on storage that all workers share; missing ones are built
     # Train rows that read a table or database without contents can be trained on but not scored.
     without_contents: Literal["keep", "drop"] = "keep"
-    # databases: test is the dev set, whose databases no train question is about. questions: test is a tenth of the train
-    # set's queries with all their questions, on databases that train has too; a teacher from scratch can learn those.
+    # databases: test is the dev set, whose databases no train question is about. questions: test is a tenth of the
+    # train set's queries with all their questions, on databases that train has too; a teacher from scratch can learn
+    # those.
     held_out: Literal["databases", "questions"] = "databases"
     time_limit_s: float = Field(TIME_LIMIT_S, gt=0)  # of one query
 

@@ -24,7 +24,8 @@ class Column:
     """A data column.
 
     Attributes:
-        kind: number (an integer of a round grid, see `grid`), category (a few words, each common) or label (what names a row).
+        kind: number (an integer of a round grid, see `grid`), category (a few words, each common) or label (what names
+            a row).
         low, high: bounds of a number, inclusive.
         pool: words of a category or label.
         mentions: how questions call it, its name first.

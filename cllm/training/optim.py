@@ -16,8 +16,8 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if config.optimizer == "adamw":
         return [_adamw(list(trainable.values()), config)]
-    layers = {name for name, _ in model.base_model.layers.named_parameters(prefix=f"{model.base_model_prefix}.layers")}
-    matrices = [p for name, p in trainable.items() if name in layers and p.dim() == 2]
+    in_layers = f"{model.base_model_prefix}.layers."
+    matrices = [p for name, p in trainable.items() if name.startswith(in_layers) and p.dim() == 2]
     chosen = set(map(id, matrices))
     others = [p for p in trainable.values() if id(p) not in chosen]
     muon = torch.optim.Muon(

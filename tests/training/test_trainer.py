@@ -1,5 +1,7 @@
 """The optimiser step: accumulation changes nothing, losses fall, and a resumed run is the uninterrupted one."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -98,7 +100,7 @@ def test_schedule_warms_up_and_ends_at_its_floor():
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_rows_that_nothing_fits_into_are_refused():
