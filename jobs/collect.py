@@ -9,6 +9,7 @@ rows of an uninterrupted run.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -154,6 +155,7 @@ def count_rows(recipe: Recipe, folder: Path) -> dict[str, Any]:
         kept += table.num_rows
         dropped.update(json.loads(metadata["dropped"]))
     if kept == 0:
+        shutil.rmtree(folder)  # nothing in it is worth continuing, and other settings must not be held up by it
         raise InputError(f"no trajectory survived the filters of the collect section; dropped: {dict(dropped)}")
     print(f"kept {kept} responses, dropped {dict(dropped) or 'none'}", flush=True)
     return {"kept": kept, "dropped": dict(dropped)}

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from cllm.recipe import Recipe
+from cllm.training.session import check_trajectories
 from jobs import stages
 from jobs.cli import main, stage
 from jobs.cluster import connect
@@ -15,6 +16,7 @@ from jobs.training import fit
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     stages.collect(recipe).require()
+    check_trajectories(recipe)
     connect(recipe)
     with stage(f"student: consistency distillation, {recipe.train.optim.steps} steps"):
         fit(recipe, stages.train(recipe), recipe.train.optim, sys.argv)

@@ -1,5 +1,7 @@
 """The Ray Train shell around `cllm.training`, shared by `finetune` and `train`."""
 
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +36,7 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
     Run again after a crash of the whole job, it continues from the last checkpoint; lost workers are replaced at once.
     """
     scratch = RunLayout.of(recipe).scratch
+    name = f"{stage.kind}-{digest(stage.inputs)}"  # a changed recipe must not continue from the old one's checkpoint
     provenance = collect_provenance(command)
     with write_artifact(stage.path, kind=stage.kind, inputs=stage.inputs, provenance=provenance) as folder:
         config = {
@@ -48,8 +51,7 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
             train_loop_config=config,
             scaling_config=scaling(recipe),
             run_config=RunConfig(
-                # A changed recipe must not continue from the old one's checkpoint.
-                name=f"{stage.kind}-{digest(stage.inputs)}",
+                name=name,
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -58,6 +60,8 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
             ),
         )
         trainer.fit()
+    # A later run with the same recipe, of changed code say, must start afresh and not from these checkpoints.
+    shutil.rmtree(scratch / name)
 
 
 def scaling(recipe: Recipe) -> ScalingConfig:
@@ -153,4 +157,7 @@ class Reporter:
     def _print(self, text: str) -> None:
         if self.leads:
             step, steps = self.session.trainer.step, self.session.trainer.config.steps
-            print(f"[{self.kind}] step {step}/{steps}  {text}  {time.monotonic() - self.started:.0f} s", flush=True)
+            seconds = time.monotonic() - self.started
+            # not print: Ray Train replaces it by one that writes everything twice, to the terminal and to its log
+            sys.stdout.write(f"[{self.kind}] step {step}/{steps}  {text}  {seconds:.0f} s\n")
+            sys.stdout.flush()

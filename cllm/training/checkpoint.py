@@ -1,6 +1,9 @@
 """Training state on disk, to resume at the exact step; all workers write it together (torch.distributed.checkpoint)."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,12 @@ _PROGRESS = "progress.json"
 def save_checkpoint(trainer: Trainer, folder: Path) -> None:
     """Save weights, optimiser and place in the data; every worker calls it with its own or one shared folder."""
     model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers)
-    dcp.save(
-        {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder, no_dist=trainer.worker.world == 1
-    )
+    with _quiet():
+        dcp.save(
+            {"model": model_state, "optimizer": optimizer_state},
+            checkpoint_id=folder,
+            no_dist=trainer.worker.world == 1,
+        )
     if trainer.worker.rank == 0:
         (folder / _PROGRESS).write_text(json.dumps({"step": trainer.step, "stream": trainer.stream.state}))
 
@@ -39,7 +45,8 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         progress = json.loads((folder / _PROGRESS).read_text())
-        dcp.load(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
+        with _quiet():
+            dcp.load(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
     except (Exception, CheckpointException) as error:  # the latter is no Exception; dcp raises many kinds
         raise InputError(f"{folder}: not a usable training checkpoint: {str(error).splitlines()[0]}") from error
     set_state_dict(
@@ -53,3 +60,11 @@ def full_model_state(trainer: Trainer) -> dict[str, Any]:
     """The whole model's weights on the CPU of rank 0 (empty elsewhere); every worker must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(trainer.model, options=options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that a single process saves alone, which `no_dist` has just told it to do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

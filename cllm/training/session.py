@@ -1,10 +1,11 @@
 """Everything a training worker needs, built from a recipe: model, data, trainer. Knows nothing of the cluster."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
@@ -132,20 +133,27 @@ def read_trajectories(recipe: Recipe) -> list[Trajectory]:
     """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw).
 
     Raises:
-        InputError: trajectories of another teacher, tokenizer or block size than the recipe's; none at all.
+        InputError: trajectories of another teacher, tokenizer or block size than the recipe's.
     """
+    rows = [row for table in _trajectory_tables(recipe) for row in from_table(table)]
+    return sorted(rows, key=lambda row: row.prompt_id)
+
+
+def check_trajectories(recipe: Recipe) -> None:
+    """Raise what `read_trajectories` would, without making the rows: the job asks before it starts any worker."""
+    if sum(table.num_rows for table in _trajectory_tables(recipe)) == 0:
+        raise InputError(f"{RunLayout.of(recipe).trajectories}: no trajectories")
+
+
+def _trajectory_tables(recipe: Recipe) -> Iterator[pa.Table]:
     layout = RunLayout.of(recipe)
     expected = trajectory_metadata(recipe, load_tokenizer(str(layout.tokenizer)))
-    rows: list[Trajectory] = []
     for path in sorted(layout.trajectories.glob("part-*.parquet")):
         table, metadata = read_table(path)
         for key, value in expected.items():
             if metadata.get(key) != value:
                 raise InputError(f"{path}: {key} is {metadata.get(key)}, the recipe's is {value}; collect again")
-        rows += from_table(table)
-    if not rows:
-        raise InputError(f"{layout.trajectories}: no trajectories")
-    return sorted(rows, key=lambda row: row.prompt_id)
+        yield table
 
 
 def trajectory_metadata(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
