@@ -16,7 +16,7 @@ from cllm.tasks.synthetic_sql import SyntheticSqlConfig
 
 
 def demo() -> Recipe:
-    """1.9M parameters; the teacher sees about 26,000 questions once, the student 4,500 of the teacher's answers.
+    """1.9M parameters; the teacher sees about 23,000 questions once, the student 3,600 of the teacher's answers.
 
     The window is guessed with the padding token, and the student is trained on its own first iterations: with the
     recorded states of the paper the same budget gave less speed at the same accuracy (docs/log.md).
@@ -24,13 +24,13 @@ def demo() -> Recipe:
     return Recipe(
         name="demo",
         output="runs/demo",
-        task=SyntheticSqlConfig(num_train=30_000, num_validation=500, num_test=600, databases="runs/demo/databases"),
+        task=SyntheticSqlConfig(num_train=26_000, num_validation=500, num_test=600, databases="runs/demo/databases"),
         prompts=PromptConfig(max_prompt_tokens=96, max_response_tokens=128),
         teacher=ModelConfig(scratch=ScratchConfig(vocab_size=640)),
         finetune=FinetuneConfig(
             optim=OptimConfig(
                 optimizer="muon",
-                steps=750,
+                steps=660,
                 learning_rate=2e-3,
                 warmup_ratio=0.05,
                 row_tokens=256,
@@ -40,12 +40,12 @@ def demo() -> Recipe:
             )
         ),
         collect=CollectConfig(
-            block_size=16, num_prompts=4_500, max_new_tokens=128, guess="pad", shard_prompts=450, batch_size=150
+            block_size=16, num_prompts=3_600, max_new_tokens=128, guess="pad", shard_prompts=450, batch_size=150
         ),
         train=TrainConfig(
             optim=OptimConfig(
                 optimizer="muon",
-                steps=950,
+                steps=820,
                 learning_rate=1e-3,
                 warmup_ratio=0.05,
                 row_tokens=256,
