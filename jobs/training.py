@@ -93,6 +93,8 @@ def train_worker(config: dict[str, Any]) -> None:
 def run(session: Session, reporter: "Reporter") -> None:
     """Train until the last step, or until validation stops improving."""
     trainer, optim = session.trainer, session.trainer.config
+    if trainer.stream.num_too_long:
+        reporter.warn(f"{trainer.stream.num_too_long} documents are longer than a row of {optim.row_tokens} tokens")
     best, stale = float("inf"), 0
     while trainer.step < optim.steps:
         reporter.note(trainer.train_step())
@@ -137,6 +139,10 @@ class Reporter:
         self._emit({"validation_ar": ar, "validation_consistency": consistency})
         self._print(f"validation: AR {ar:.4f}  consistency {consistency:.4f}")
         return self.session.trainer.ar_weight * ar + consistency
+
+    def warn(self, text: str) -> None:
+        """Print what the user should know."""
+        self._print(f"warning: {text}; they are left out")
 
     def checkpoint(self) -> None:
         """Save and report a checkpoint. Ray Train merges the workers' folders, and waits for all of them."""

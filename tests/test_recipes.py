@@ -22,11 +22,12 @@ def test_recipe_builds_and_reads_back_from_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_longest_document_fits_a_packed_row(name: str) -> None:
-    """A longer one would be dropped from training: the prompt, then a state and its fixed point for each block."""
+    """A prompt with its response that is longer would be left out of training (spans that do not fit are dropped)."""
     recipe = get_recipe(name)
-    blocks = -(-recipe.collect.max_new_tokens // recipe.collect.block_size)
-    longest = recipe.prompts.max_prompt_tokens + 2 * blocks * recipe.collect.block_size
-    assert longest <= recipe.train.optim.row_tokens
+    assert recipe.prompts.max_prompt_tokens + recipe.collect.max_new_tokens <= recipe.train.optim.row_tokens
+    if recipe.finetune is not None:
+        longest = recipe.prompts.max_prompt_tokens + recipe.prompts.max_response_tokens
+        assert longest <= recipe.finetune.optim.row_tokens
 
 
 def test_recipes_write_to_folders_of_their_own() -> None:

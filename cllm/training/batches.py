@@ -14,7 +14,8 @@ RowOfDocuments = Sequence[Document]
 class RowStream:
     """Rows of documents, epoch after epoch, each epoch shuffled and packed anew.
 
-    The stream is a function of (source, row_tokens, seed); `state` is the place in it.
+    The stream is a function of (source, row_tokens, seed); `state` is the place in it. A document that is too long loses
+    its last spans; one whose prompt and response alone do not fit is left out (`num_too_long` in each epoch).
 
     Raises:
         InputError: no document fits into a row.
@@ -27,7 +28,7 @@ class RowStream:
         self._epoch = 0
         self._cursor = 0
         self._rows = self._pack_epoch()
-        self.num_too_long = sum(d.num_tokens > row_tokens for d in source.documents(0))
+        self.num_too_long = sum(d.fitted(row_tokens).num_tokens > row_tokens for d in source.documents(0))
 
     @property
     def rows_per_epoch(self) -> int:
@@ -53,7 +54,7 @@ class RowStream:
         self._rows = self._pack_epoch()
 
     def _pack_epoch(self) -> list[RowOfDocuments]:
-        documents = list(self._source.documents(self._epoch))
+        documents = [document.fitted(self._row_tokens) for document in self._source.documents(self._epoch)]
         random.Random(f"{self._seed}/order/{self._epoch}").shuffle(documents)
         assigned = assign_rows([document.num_tokens for document in documents], self._row_tokens)
         if not assigned:

@@ -1,6 +1,6 @@
 """What training reads: a prompt, its response, and noisy spans of the response with the fixed point as their target."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,13 @@ class Document:
         """Tokens this document takes in a packed row."""
         spans = sum(len(span.tokens) + (len(span.target.tokens) if span.target else 0) for span in self.spans)
         return len(self.prompt_ids) + len(self.response_ids) + spans
+
+    def fitted(self, max_tokens: int) -> "Document":
+        """This document with as many of its first spans as fit; its prompt and response stay whole even if too long."""
+        spans = self.spans
+        while spans and replace(self, spans=spans).num_tokens > max_tokens:
+            spans = spans[:-1]
+        return self if len(spans) == len(self.spans) else replace(self, spans=spans)
 
     @property
     def num_ar_labels(self) -> int:

@@ -109,3 +109,11 @@ def test_first_fit_loses_only_what_does_not_fit():
     assert used == [i for i, length in enumerate(lengths) if length <= 128]
     assert all(sum(lengths[i] for i in row) <= 128 for row in rows)
     assert sum(lengths[i] for i in used) / (128 * len(rows)) > 0.95
+
+
+def test_a_document_that_is_too_long_loses_spans_but_not_its_response():
+    document = Document((2, 3), (4, 5, 6, EOS), (Span(0, (7, 8)), Span(1, (9,), Span(1, (8,)))))
+    assert document.num_tokens == 10
+    assert document.fitted(10) is document
+    assert document.fitted(9) == Document((2, 3), (4, 5, 6, EOS), (Span(0, (7, 8)),))
+    assert document.fitted(1) == Document((2, 3), (4, 5, 6, EOS))
