@@ -14,8 +14,8 @@ RowOfDocuments = Sequence[Document]
 class RowStream:
     """Rows of documents, epoch after epoch, each epoch shuffled and packed anew.
 
-    The stream is a function of (source, row_tokens, seed); `state` is the place in it. A document that is too long loses
-    its last spans; one whose prompt and response alone do not fit is left out (`num_too_long` in each epoch).
+    The stream is a function of (source, row_tokens, seed); `state` is the place in it. A document that is too long
+    loses its last spans; one whose prompt and response alone do not fit is left out (`num_too_long` in each epoch).
 
     Raises:
         InputError: no document fits into a row.
