@@ -27,7 +27,7 @@ class Documents:
         ]
 
 
-def make_trainer(**changes):
+def make_trainer(worker=Worker(device=torch.device("cpu")), **changes):  # noqa: B008 (it is frozen)
     config = OptimConfig(**{"steps": 40, "learning_rate": 3e-3, "row_tokens": 64, "rows_per_step": 4} | changes)
     return Trainer(
         tiny_model(0, scale=0.02),
@@ -37,7 +37,7 @@ def make_trainer(**changes):
         divergence="forward_kl",
         dtype=torch.float32,
         pad_id=PAD,
-        worker=Worker(device=torch.device("cpu")),
+        worker=worker,
     )
 
 
