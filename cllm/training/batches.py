@@ -28,7 +28,6 @@ class RowStream:
         self._epoch = 0
         self._cursor = 0
         self._rows = self._pack_epoch()
-        self.num_too_long = sum(d.fitted(row_tokens).num_tokens > row_tokens for d in source.documents(0))
 
     @property
     def rows_per_epoch(self) -> int:
@@ -55,6 +54,7 @@ class RowStream:
 
     def _pack_epoch(self) -> list[RowOfDocuments]:
         documents = [document.fitted(self._row_tokens) for document in self._source.documents(self._epoch)]
+        self.num_too_long = sum(document.num_tokens > self._row_tokens for document in documents)
         random.Random(f"{self._seed}/order/{self._epoch}").shuffle(documents)
         assigned = assign_rows([document.num_tokens for document in documents], self._row_tokens)
         if not assigned:

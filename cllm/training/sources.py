@@ -26,7 +26,7 @@ class WindowGuess:
     def tokens(self, prompt_ids: State, response_ids: State, start: int, seed: int) -> State:
         """Guesses for the response tokens from `start` on."""
         guesser = Guesser(self.kind, prompt_ids, self.pad_id, seed)
-        last = (prompt_ids + response_ids)[len(prompt_ids) + start - 1]
+        last = response_ids[start - 1] if start else prompt_ids[-1]
         return tuple(guesser.guess(len(prompt_ids) + start, self.block_size, last))
 
 
