@@ -1,0 +1,1 @@
+"""The Jacobi engine: continuous batching over a paged cache, one decoding step for AR and Jacobi alike."""
