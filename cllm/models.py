@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -98,30 +99,47 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     tokenizer.save_pretrained(folder)
 
 
-def check_tokenizer_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise InputError if the tokenizer can produce ids that the model has no embedding for."""
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, torch.nn.Embedding)
-    rows = embeddings.num_embeddings
-    if len(tokenizer) > rows:
+def check_tokenizer_fits(vocab_size: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise InputError if the tokenizer can produce ids that a model of `vocab_size` has no embedding for."""
+    if len(tokenizer) > vocab_size:
         raise InputError(
-            f"{where}: the tokenizer does not belong to the model: {len(tokenizer)} tokens, {rows} embeddings"
+            f"{where}: the tokenizer does not belong to the model: {len(tokenizer)} tokens, {vocab_size} embeddings"
         )
 
 
-def check_context_fits(model: PreTrainedModel, prompt_tokens: int, new_tokens: int, where: str) -> None:
+def context_length(path: str, revision: str | None = None) -> int:
+    """The most tokens that a checkpoint's model can read.
+
+    Raises:
+        InputError: no usable configuration there.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision).max_position_embeddings
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: no usable model configuration: {_first_line(error)}") from error
+
+
+def check_context_fits(path: str, revision: str | None, *, prompt_tokens: int, new_tokens: int) -> None:
     """Raise InputError if prompt and response are longer than the model can read: it would answer with noise."""
-    limit = model.config.max_position_embeddings
+    limit = context_length(path, revision)
     if prompt_tokens + new_tokens > limit:
         raise InputError(
-            f"{where}: prompts of up to {prompt_tokens} tokens and max_new_tokens={new_tokens} make "
+            f"{path}: prompts of up to {prompt_tokens} tokens and max_new_tokens={new_tokens} make "
             f"{prompt_tokens + new_tokens}, the model has max_position_embeddings={limit}"
         )
 
 
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig | None:
+    """The generation config of a checkpoint, or None if it has none."""
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:
+        return None
+
+
+def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """All tokens that end a response: the generation config's (chat models have several) and the tokenizer's."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    configured = generation.eos_token_id if generation else None
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 

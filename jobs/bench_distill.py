@@ -22,7 +22,8 @@ from cllm.evaluation.collection_speed import Collector, time_collection
 from cllm.evaluation.distill_costs import CostComparison, compare_lengths, compare_on, three_forwards_cost
 from cllm.evaluation.results import without_folders
 from cllm.evaluation.subject import prompt_tokenizer
-from cllm.models import pad_token_id
+from cllm.layout import teacher_path, teacher_revision
+from cllm.models import load_model, pad_token_id
 from cllm.provenance import collect_provenance
 from cllm.recipe import LossConfig, Recipe
 from cllm.report.distill_costs import TRAINING_GOAL, collection_document, comparison_document, costs_text
@@ -75,7 +76,11 @@ def measure(recipe: Recipe, num_slow: int, repeats: int) -> dict[str, Any]:
 def measure_collection(recipe: Recipe, num_slow: int, repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Speed of one actor on its first full batch, with the threads that the job gives an actor; and the hardware."""
     actor = ShardCollector(recipe, "")
-    collector = Collector(actor.decoder, actor.tokenizer, recipe.collect, recipe.seed)
+    model = actor.engine.model
+    reference = load_model(
+        teacher_path(recipe), revision=teacher_revision(recipe), dtype=model.dtype, device=model.device
+    )
+    collector = Collector(actor.engine, reference, actor.tokenizer, recipe.collect, recipe.seed)
     prompts = [prompt for shard in actor.shards for prompt in shard][: recipe.collect.batch_size]
     speed = time_collection(collector, prompts, num_one_by_one=num_slow, repeats=repeats)
     return collection_document(speed, torch.get_num_threads()), collect_provenance(())["hardware"]

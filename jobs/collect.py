@@ -22,21 +22,12 @@ import ray
 import torch
 
 from cllm.artifacts import resumable_artifact, write_atomic
-from cllm.decoding.collection import collect
-from cllm.decoding.decoder import JacobiDecoder
+from cllm.engine.collection import collect, collection_engine_config
+from cllm.engine.load import load_engine
 from cllm.decoding.trajectories import read_table, to_table
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
-from cllm.models import (
-    check_context_fits,
-    check_tokenizer_fits,
-    default_device,
-    eos_token_ids,
-    load_model,
-    load_tokenizer,
-    pad_token_id,
-    resolve_dtype,
-)
+from cllm.models import check_context_fits, default_device, load_tokenizer
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
 from cllm.tasks.prompts import Prompt, read_prompts
@@ -57,31 +48,24 @@ class ShardCollector:
         if device.type == "cpu":
             torch.set_num_threads(recipe.resources.cpus_per_actor)
         self.tokenizer = load_tokenizer(str(RunLayout.of(recipe).tokenizer))
-        model = load_model(
-            teacher_path(recipe),
-            revision=teacher_revision(recipe),
-            dtype=resolve_dtype(recipe.collect.precision, device),
-            device=device,
-        )
         self.shards = shards(recipe)
+        path, revision, config = teacher_path(recipe), teacher_revision(recipe), recipe.collect
         longest = max(len(prompt.prompt_ids) for shard in self.shards for prompt in shard)
-        check_tokenizer_fits(model, self.tokenizer, teacher_path(recipe))
-        check_context_fits(model, longest, recipe.collect.max_new_tokens, teacher_path(recipe))
-        self.decoder = JacobiDecoder(
-            model,
-            block_size=recipe.collect.block_size,
-            refill="block",
-            guess=recipe.collect.guess,
-            eos_ids=eos_token_ids(model, self.tokenizer),
-            pad_id=pad_token_id(self.tokenizer),
-            record=True,
+        check_context_fits(path, revision, prompt_tokens=longest, new_tokens=config.max_new_tokens)
+        self.engine = load_engine(
+            path,
+            collection_engine_config(config, longest),
+            revision=revision,
+            precision=config.precision,
+            device=device,
+            tokenizer=self.tokenizer,
         )
         self.metadata = trajectory_metadata(recipe, self.tokenizer)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (index,) = batch["shard"].tolist()
         prompts = self.shards[index]
-        rows, dropped = collect(self.decoder, self.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
+        rows, dropped = collect(self.engine, self.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
         path = shard_path(self.folder, index)
         temporary = path.with_suffix(".tmp")
         pq.write_table(to_table(rows, self.metadata | {"dropped": json.dumps(dropped)}), temporary)

@@ -12,6 +12,7 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from cllm.artifacts import write_artifact
 from cllm.errors import InputError
-from cllm.evaluation.decode import by_length, methods
+from cllm.evaluation.decode import Engines, by_length, methods
 from cllm.evaluation.outputs import ChunkOutputs, Output, run_chunk
 from cllm.evaluation.results import CLLM, Key, Measurements, build_results, merge_chunks, samples, summarise
 from cllm.evaluation.subject import (
@@ -62,19 +63,21 @@ class ChunkRunner:
             torch.set_num_threads(recipe.resources.cpus_per_actor)
         self.tokenizer = prompt_tokenizer(recipe)
         self.chunks = chunks(recipe, drawn_prompts(recipe))
-        self.loaded: tuple[SubjectName, Subject] | None = None
+        self.loaded: tuple[SubjectName, Engines] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (name,), (index,) = batch["subject"].tolist(), batch["chunk"].tolist()
-        outputs = run_chunk(name, self.subject(name), self.tokenizer, self.chunks[index], self.recipe.evaluate)
+        outputs = run_chunk(name, self.engines(name), self.tokenizer, self.chunks[index], self.recipe.evaluate)
         # Pickled by hand: Ray Data would do the same to a column of objects, with a warning.
         return {"outputs": np.array([pickle.dumps(outputs)], dtype=object)}
 
-    def subject(self, name: SubjectName) -> Subject:
-        """The model of that name. Work comes model by model, so an actor changes models about once."""
+    def engines(self, name: SubjectName) -> Engines:
+        """Those of the model of that name. Work comes model by model, so an actor changes models about once."""
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = None  # two models may not fit into memory
-            self.loaded = (name, load_subject(name, self.recipe, self.device))
+            config, prompts = self.recipe.evaluate, list(chain.from_iterable(self.chunks))
+            subject = load_subject(name, self.recipe, self.device)
+            self.loaded = (name, Engines(subject, config, prompts, rows=config.batch_size, record=True))
         return self.loaded[1]
 
 

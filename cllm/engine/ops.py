@@ -1,10 +1,10 @@
 """The operations of a decoder layer, cut where a GPU kernel can fuse them; here in plain torch.
 
-This is the readable twin of `cllm.engine.triton_ops`, and what a CPU runs. Weights lie as in a checkpoint, [out, in], with
-query, key and value rows stacked into one matrix and gate and up rows into another.
+This is the readable twin of `cllm.engine.triton_ops`, and what a CPU runs. Weights lie as in a checkpoint, [out, in],
+with query, key and value rows stacked into one matrix and gate and up rows into another.
 
-Shapes: T tokens of a forward, E hidden size, I inputs and O outputs of a linear layer, F intermediate size, C channels of
-query, key and value together, H query heads, K key-value heads, D head size, N cache blocks, S tokens of a block,
+Shapes: T tokens of a forward, E hidden size, I inputs and O outputs of a linear layer, F intermediate size, C channels
+of query, key and value together, H query heads, K key-value heads, D head size, N cache blocks, S tokens of a block,
 P positions.
 """
 
@@ -59,6 +59,9 @@ class Ops(Protocol):
     def linear(self, x_TI: torch.Tensor, linear: Linear) -> torch.Tensor:
         """x W^T + b, [T, O]."""
 
+    def add_norm(self, x_TE: torch.Tensor, residual_TE: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        """(normed, sum): sum = residual + x, the new residual; both [T, E]."""
+
     def linear_add_norm(
         self, x_TI: torch.Tensor, linear: Linear, residual_TE: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,8 +83,9 @@ class Ops(Protocol):
 
         Args:
             positions_T: int64 position of each token.
-            cos_sin_PD: float32; the first D/2 columns are cosines, the others sines (the two halves of a head are a pair).
-            slots_T: int64 place of each token in the pages: block * S + offset. Several tokens may share a slot of block 0.
+            cos_sin_PD: float32; the first D/2 columns are cosines, the others sines (a head's two halves are a pair).
+            slots_T: int64 place of each token in the pages: block * S + offset. Several tokens may share a slot of
+                block 0.
         """
 
 
@@ -96,11 +100,14 @@ class TorchOps:
     def linear(self, x_TI: torch.Tensor, linear: Linear) -> torch.Tensor:
         return F.linear(x_TI, linear.weight_OI, linear.bias_O)
 
+    def add_norm(self, x_TE: torch.Tensor, residual_TE: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        total_TE = residual_TE + x_TE
+        return self.norm(total_TE, norm), total_TE
+
     def linear_add_norm(
         self, x_TI: torch.Tensor, linear: Linear, residual_TE: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total_TE = residual_TE + self.linear(x_TI, linear)
-        return self.norm(total_TE, norm), total_TE
+        return self.add_norm(self.linear(x_TI, linear), residual_TE, norm)
 
     def gated_linear(self, x_TE: torch.Tensor, gate_up: Linear) -> torch.Tensor:
         gate_TF, up_TF = self.linear(x_TE, gate_up).chunk(2, dim=-1)
@@ -120,7 +127,8 @@ class TorchOps:
         q_THD, k_TKD = q_TC.unflatten(-1, (-1, heads.size)), k_TC.unflatten(-1, (-1, heads.size))
         if heads.query_norm is not None and heads.key_norm is not None:
             q_THD, k_TKD = self.norm(q_THD, heads.query_norm), self.norm(k_TKD, heads.key_norm)
-        cos_T1D, sin_T1D = (half.repeat(1, 2)[:, None] for half in cos_sin_PD[positions_T].to(qkv_TC.dtype).chunk(2, -1))
+        cos_sin_TD = cos_sin_PD[positions_T].to(qkv_TC.dtype)
+        cos_T1D, sin_T1D = (half.repeat(1, 2)[:, None] for half in cos_sin_TD.chunk(2, -1))
         pages.keys_NSKD.view(-1, heads.num_kv, heads.size)[slots_T] = _rotate(k_TKD, cos_T1D, sin_T1D)
         pages.values_NSKD.view(-1, heads.num_kv, heads.size)[slots_T] = v_TC.unflatten(-1, (-1, heads.size))
         return _rotate(q_THD, cos_T1D, sin_T1D)

@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cllm.decoding.collection import collect, collection_request
-from cllm.decoding.decoder import JacobiDecoder
+from cllm.engine.collection import collect, collection_request
 from cllm.decoding.guess import Guesser
 from cllm.decoding.records import BlockTrajectory
 from cllm.decoding.reference import jacobi_trajectories
+from cllm.engine.engine import Engine
 from cllm.evaluation.timing import Timing
 from cllm.recipe import CollectConfig
 from cllm.tasks.prompts import Prompt
@@ -41,27 +41,28 @@ class CollectionSpeed:
 class Collector:
     """What one actor of the collection job holds."""
 
-    decoder: JacobiDecoder
+    engine: Engine
+    reference: PreTrainedModel  # the same weights, for the slow way
     tokenizer: PreTrainedTokenizerBase
     config: CollectConfig
     seed: int
 
     def batched(self, prompts: Sequence[Prompt], config: CollectConfig) -> dict[str, Tokens]:
         """Kept responses by prompt id, as the job collects them: decoding, cleaning and augmentation."""
-        rows, _ = collect(self.decoder, self.tokenizer, prompts, config, self.seed)
+        rows, _ = collect(self.engine, self.tokenizer, prompts, config, self.seed)
         return {row.prompt_id: row.response_ids for row in rows}
 
     def one_by_one(self, prompts: Sequence[Prompt]) -> dict[str, Tokens]:
         """All responses by prompt id, in the way of the paper's code (algorithm 1), from the same guesses."""
-        decoder = self.decoder
+        engine = self.engine
         responses = {}
         for prompt in prompts:
             request = collection_request(prompt, self.config, self.seed)
-            guesser = Guesser(decoder.guess, prompt.prompt_ids, decoder.pad_id, request.sampling.seed)
+            guesser = Guesser(self.config.guess, prompt.prompt_ids, engine.pad_id, request.sampling.seed)
             blocks = jacobi_trajectories(
-                decoder.model, request, guesser, decoder.block_size, tuple(sorted(decoder.eos_ids))
+                self.reference, request, guesser, self.config.block_size, tuple(sorted(engine.eos_ids))
             )
-            responses[prompt.prompt_id] = response_of(blocks, request.max_new_tokens, decoder.eos_ids)
+            responses[prompt.prompt_id] = response_of(blocks, request.max_new_tokens, engine.eos_ids)
         return responses
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from cllm.decoding.records import DecodeResult
-from cllm.evaluation.decode import Method, MethodName, decode, methods
+from cllm.evaluation.decode import Engines, MethodName, decode, methods
 from cllm.evaluation.perplexity import NegativeLogLikelihood, reference_nll
 from cllm.evaluation.subject import Subject, SubjectName
 from cllm.evaluation.trajectory_counts import TrajectoryCounts, count_trajectory
@@ -43,22 +43,19 @@ class ChunkOutputs:
 
 def run_chunk(
     name: SubjectName,
-    subject: Subject,
+    engines: Engines,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     config: EvaluateConfig,
 ) -> ChunkOutputs:
     """Decode the prompts by every method, and rate their reference answers."""
+    subject = engines.subject
     outputs = {
-        method.name: [_output(result, subject, tokenizer) for result in _decode(subject, prompts, method, config)]
+        method.name: [_output(result, subject, tokenizer) for result in decode(engines[method], prompts, config)]
         for method in methods(config.block_size)
     }
     nll = reference_nll(subject.model, prompts, batch_size=config.batch_size, pad_id=subject.pad_id)
     return ChunkOutputs(name, tuple(prompt.prompt_id for prompt in prompts), outputs, nll)
-
-
-def _decode(subject: Subject, prompts: Sequence[Prompt], method: Method, config: EvaluateConfig) -> list[DecodeResult]:
-    return decode(subject, prompts, method, config, record=method.name == "jacobi-block")
 
 
 def _output(result: DecodeResult, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Output:

@@ -1,11 +1,15 @@
 """The models under evaluation: loading them, and checking that they read the prompts' token ids."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cllm.engine.backends import attention_for, ops_for
+from cllm.engine.model import DecoderModel
+from cllm.engine.weights import model_from_transformers
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import (
@@ -24,13 +28,21 @@ SubjectName = Literal["teacher", "cllm"]
 SUBJECTS: tuple[SubjectName, ...] = ("teacher", "cllm")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A model in eval mode on its device, and its tokens of special meaning."""
 
     model: PreTrainedModel
     eos_ids: tuple[int, ...]
     pad_id: int
+
+    @cached_property
+    def decoder(self) -> DecoderModel:
+        """The same weights for the engine."""
+        device, dtype = self.model.device, self.model.dtype
+        return model_from_transformers(
+            self.model, ops=ops_for(device, dtype), attention=attention_for(device, dtype)
+        )
 
 
 def load_subject(name: SubjectName, recipe: Recipe, device: torch.device) -> Subject:
@@ -43,8 +55,8 @@ def load_subject(name: SubjectName, recipe: Recipe, device: torch.device) -> Sub
     tokenizer = prompt_tokenizer(recipe)
     dtype = resolve_dtype(recipe.evaluate.precision, device)
     model = load_model(path, revision=revision, dtype=dtype, device=device)
-    check_tokenizer_fits(model, tokenizer, path)
-    return Subject(model, eos_token_ids(model, tokenizer), pad_token_id(tokenizer))
+    check_tokenizer_fits(model.config.vocab_size, tokenizer, path)
+    return Subject(model, eos_token_ids(model.generation_config, tokenizer), pad_token_id(tokenizer))
 
 
 def prompt_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

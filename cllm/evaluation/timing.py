@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import DecodeRequest
-from cllm.evaluation.decode import Method, make_decoder, make_request
+from cllm.engine.engine import Engine
+from cllm.evaluation.decode import Engines, Method, make_request
 from cllm.evaluation.subject import Subject
 from cllm.recipe import EvaluateConfig
 from cllm.tasks.prompts import Prompt
@@ -48,33 +48,36 @@ def time_methods(
     The candidates take turns prompt by prompt, each time from another one on, so that a machine that slows down or
     is disturbed for a while treats all alike.
     """
-    decoders = {key: make_decoder(subject, method, config) for key, (subject, method) in candidates.items()}
+    engines = {
+        key: Engines(subject, config, prompts, rows=1, record=False)[method]
+        for key, (subject, method) in candidates.items()
+    }
     requests = [make_request(prompt, config) for prompt in prompts]
-    for decoder in decoders.values():
+    for engine in engines.values():
         for request in requests[:WARM_UP_PROMPTS]:
-            decoder.generate([request])
-    repeats = [_time_round(decoders, requests) for _ in range(config.speed_repeats)]
-    return {key: Timing(tuple(speeds[key] for speeds in repeats)) for key in decoders}
+            engine.generate([request])
+    repeats = [_time_round(engines, requests) for _ in range(config.speed_repeats)]
+    return {key: Timing(tuple(speeds[key] for speeds in repeats)) for key in engines}
 
 
-def _time_round(decoders: Mapping[_Key, JacobiDecoder], requests: Sequence[DecodeRequest]) -> dict[_Key, float]:
-    """Tokens per second of each decoder over all requests, in turns."""
-    keys = list(decoders)
+def _time_round(engines: Mapping[_Key, Engine], requests: Sequence[DecodeRequest]) -> dict[_Key, float]:
+    """Tokens per second of each engine over all requests, in turns."""
+    keys = list(engines)
     tokens, seconds = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0.0)
     for turn, request in enumerate(requests):
         first = turn % len(keys)
         for key in keys[first:] + keys[:first]:
-            count, duration = _time_one(decoders[key], request)
+            count, duration = _time_one(engines[key], request)
             tokens[key] += count
             seconds[key] += duration
     return {key: tokens[key] / seconds[key] for key in keys}
 
 
-def _time_one(decoder: JacobiDecoder, request: DecodeRequest) -> tuple[int, float]:
-    device = decoder.model.device
+def _time_one(engine: Engine, request: DecodeRequest) -> tuple[int, float]:
+    device = engine.model.device
     _synchronise(device)
     start = time.perf_counter()
-    (result,) = decoder.generate([request])
+    (result,) = engine.generate([request])
     _synchronise(device)
     return len(result.token_ids), time.perf_counter() - start
 

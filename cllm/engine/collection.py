@@ -1,4 +1,4 @@
-"""Prompts to trajectories: batched block decoding of one shard, cleaning and augmentation (paper algorithm 1)."""
+"""Prompts to trajectories: block decoding of one shard, cleaning and augmentation (paper algorithm 1)."""
 
 import random
 from collections import Counter
@@ -7,34 +7,45 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.trajectories import Trajectory, longest_run, most_repeated_sentence, partly_corrected
+from cllm.engine.config import EngineConfig
+from cllm.engine.engine import Engine
 from cllm.recipe import CollectConfig
 from cllm.tasks.prompts import Prompt
 
 
 def collect(
-    decoder: JacobiDecoder,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     config: CollectConfig,
     seed: int,
 ) -> tuple[list[Trajectory], Counter[str]]:
     """Trajectories of `prompts` in their order, without the dropped ones; and how many were dropped for what reason."""
-    # Prompts of similar length are read together, so that little of a batch is padding.
-    ordered = sorted(prompts, key=lambda prompt: len(prompt.prompt_ids))
-    requests = [collection_request(prompt, config, seed) for prompt in ordered]
-    kept: dict[str, Trajectory] = {}
+    requests = [collection_request(prompt, config, seed) for prompt in prompts]
+    kept: list[Trajectory] = []
     dropped: Counter[str] = Counter()
-    for prompt, result in zip(ordered, decoder.generate(requests, config.batch_size), strict=True):
+    for prompt, result in zip(prompts, engine.generate(requests), strict=True):
         row = Trajectory.from_result(prompt.prompt_id, prompt.prompt_ids, result)
         reason = reason_to_drop(row, tokenizer, config)
         if reason is None:
-            kept[prompt.prompt_id] = augment(row, config.augment, seed)
+            kept.append(augment(row, config.augment, seed))
         else:
             dropped[reason] += 1
-    return [kept[prompt.prompt_id] for prompt in prompts if prompt.prompt_id in kept], dropped
+    return kept, dropped
+
+
+def collection_engine_config(config: CollectConfig, longest_prompt: int) -> EngineConfig:
+    """Settings of an engine that records trajectories of prompts of up to `longest_prompt` tokens."""
+    return EngineConfig(
+        window=config.block_size,
+        refill="block",
+        record=True,
+        guess=config.guess,
+        max_rows=config.batch_size,
+        max_tokens=longest_prompt + config.max_new_tokens,
+    )
 
 
 def collection_request(prompt: Prompt, config: CollectConfig, seed: int) -> DecodeRequest:

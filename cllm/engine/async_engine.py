@@ -1,0 +1,157 @@
+"""An asyncio front of the engine: one thread owns the engine and with it the GPU, coroutines own requests."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cllm.decoding.records import Commit, DecodeRequest
+from cllm.engine.engine import Engine, StepStats
+
+
+class EngineStoppedError(RuntimeError):
+    """The engine's thread has ended; no request can be answered any more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A request's way back: its loop and the queue that its coroutine reads."""
+
+    loop: asyncio.AbstractEventLoop
+    commits: "asyncio.Queue[Commit | Exception]"
+    key: int | None = None
+
+    def put(self, item: Commit | Exception) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.commits.put_nowait, item)
+        except RuntimeError:  # its loop is closed: nobody listens any more
+            return
+
+
+class AsyncEngine:
+    """Runs an engine on a thread of its own.
+
+    Args:
+        make: builds the engine, called on that thread: CUDA state belongs to the thread that made it.
+        on_step: called on the thread after every step, for metrics.
+    """
+
+    def __init__(self, make: Callable[[], Engine], on_step: Callable[[StepStats], None] | None = None) -> None:
+        self._make = make
+        self._on_step = on_step
+        self._commands: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
+        self._streams: dict[int, _Stream] = {}  # by the engine's key; the thread's own
+        self._open: set[_Stream] = set()  # those that somebody listens to
+        self._lock = threading.Lock()  # guards _open and _stopped
+        self._stopped = False
+        self._error: Exception | None = None
+        self._ready = threading.Event()
+        self.steps = 0  # a health check sees by it whether the loop is stuck
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Return when the engine is built.
+
+        Raises:
+            Exception: what building it raised.
+            TimeoutError: it takes longer.
+        """
+        if not self._ready.wait(timeout):
+            raise TimeoutError(f"the engine is not ready after {timeout} s")
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._open)
+
+    async def stream(self, request: DecodeRequest) -> AsyncIterator[Commit]:
+        """What each step commits to the request, until it is finished. Closing the iterator aborts the request.
+
+        Raises:
+            InputError: the engine refuses the request.
+            EngineStoppedError: the engine has failed or was closed.
+        """
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        with self._lock:
+            self._check_running()
+            self._open.add(stream)
+        self._commands.put(lambda engine: self._add(engine, request, stream))
+        finished = False
+        try:
+            while not finished:
+                item = await stream.commits.get()
+                if isinstance(item, Exception):
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            with self._lock:
+                self._open.discard(stream)
+            if not finished:
+                self._commands.put(lambda engine: self._abort(engine, stream))
+
+    def close(self) -> None:
+        """End the thread after the step it is in; streams that still run get an error."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise self._stop_error()
+
+    def _stop_error(self) -> EngineStoppedError:
+        return EngineStoppedError(f"the engine has stopped: {self._error or 'closed'}")
+
+    def _add(self, engine: Engine, request: DecodeRequest, stream: _Stream) -> None:
+        try:
+            stream.key = engine.add(request)
+        except ValueError as error:
+            stream.put(error)
+        else:
+            self._streams[stream.key] = stream
+
+    def _abort(self, engine: Engine, stream: _Stream) -> None:
+        if stream.key is not None and self._streams.pop(stream.key, None) is not None:
+            engine.abort(stream.key)
+
+    def _run(self) -> None:
+        try:
+            engine = self._make()
+            self._ready.set()
+            while self._obey(engine):
+                self._deliver(engine.step())
+                self.steps += 1
+                if self._on_step is not None and engine.last_step is not None:
+                    self._on_step(engine.last_step)
+        except Exception as error:
+            self._error = error
+        finally:
+            with self._lock:  # whoever comes later is told at once
+                self._stopped = True
+                listening = list(self._open)
+            self._ready.set()
+            for stream in listening:
+                stream.put(self._stop_error())
+
+    def _obey(self, engine: Engine) -> bool:
+        """Carry out what was asked for, waiting while there is nothing to decode; False once closed."""
+        while True:
+            try:
+                command = self._commands.get(block=engine.num_unfinished == 0)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(engine)
+
+    def _deliver(self, commits: list[Commit]) -> None:
+        for commit in commits:
+            stream = self._streams.get(commit.row)
+            if stream is None:
+                continue
+            stream.put(commit)
+            if commit.finish_reason is not None:
+                del self._streams[commit.row]

@@ -1,0 +1,231 @@
+"""The engine: requests in, committed tokens out, one step at a time.
+
+Shapes: none here; tensors live in `cllm.engine.runner` and below.
+"""
+
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from cllm.decoding.guess import Guesser
+from cllm.decoding.records import Commit, DecodeRequest, DecodeResult
+from cllm.engine.blocks import BlockPool
+from cllm.engine.config import EngineConfig
+from cllm.engine.model import DecoderModel
+from cllm.engine.ngram import NgramPool
+from cllm.engine.policy import FixedWindow, WindowPolicy
+from cllm.engine.runner import Launched, Runner
+from cllm.engine.sampler import Sampler
+from cllm.engine.scheduler import Scheduler
+from cllm.engine.sequence import Recorder, Sequence
+from cllm.engine.state import Entry
+from cllm.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one step did: rows decoded, their window, tokens committed to them, milliseconds since the step before."""
+
+    rows: int
+    window: int
+    accepted: int
+    milliseconds: float
+
+
+class Engine:
+    """Continuous batching of AR and Jacobi decoding over one model.
+
+    Args:
+        model: on its device; `cllm.engine.weights` loads one.
+        eos_ids: tokens that end a response (they are part of it).
+        pad_id: the guess of kind "pad".
+        num_blocks: cache blocks; None: room for `max_rows` rows of `max_tokens`.
+        policy: chooses each step's window; None: always `config.window`.
+
+    Not thread-safe: one thread calls everything (`cllm.engine.async_engine` has one of its own).
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        config: EngineConfig,
+        *,
+        eos_ids: Many[int],
+        pad_id: int,
+        num_blocks: int | None = None,
+        policy: WindowPolicy | None = None,
+    ) -> None:
+        _check(config, model)
+        self.model = model
+        self.config = config
+        self.eos_ids = frozenset(eos_ids)
+        self.pad_id = pad_id
+        pool_blocks = num_blocks or 1 + config.max_rows * -(-config.max_tokens // config.block_tokens)
+        self.scheduler = Scheduler(
+            BlockPool(pool_blocks, config.block_tokens, reuse_prefixes=config.reuse_prefixes),
+            max_rows=config.max_rows,
+            max_tokens=config.max_tokens,
+            prefill_tokens=config.prefill_tokens,
+        )
+        self.sampler = Sampler(
+            num_slots=config.max_rows + 1,
+            vocab_size=model.shape.vocab_size,
+            eos_ids=sorted(self.eos_ids),
+            device=model.device,
+        )
+        self.runner = Runner(model, self.sampler, config, num_blocks=pool_blocks, fill_id=pad_id)
+        self.policy = policy or FixedWindow(config.window)
+        self.overlap = model.device.type == "cuda" if config.overlap is None else config.overlap
+        self.last_step: StepStats | None = None
+        self._sequences: dict[int, Sequence] = {}
+        self._pools: dict[int, NgramPool] = {}
+        self._next_key = 0
+        self._in_flight: Launched | None = None
+        self._read_at = time.perf_counter()
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._sequences)
+
+    def add(self, request: DecodeRequest) -> int:
+        """Queue a request; the key that names it in `step` and `abort`.
+
+        Raises:
+            InputError: it is longer than the context or the cache, or a token is not in the vocabulary.
+        """
+        vocab_size = self.model.shape.vocab_size
+        for token in (*request.prompt_ids, *request.sampling.stop_token_ids):
+            if not 0 <= token < vocab_size:
+                raise InputError(f"token {token} is not in the vocabulary of {vocab_size}")
+        key = self._next_key
+        recorder = self._recorder(request) if self.config.record else None
+        sequence = Sequence(key, request, self.eos_ids, recorder)
+        self.scheduler.add(sequence)
+        self._next_key += 1
+        self._sequences[key] = sequence
+        if self.config.ngram:
+            self._pools[key] = NgramPool(self.config.ngram)
+            self._pools[key].add(request.prompt_ids)
+        return key
+
+    def abort(self, key: int) -> None:
+        """Forget a request; nothing if it is finished."""
+        sequence = self._sequences.get(key)
+        if sequence is not None:
+            self._drop(sequence)
+
+    def step(self) -> list[Commit]:
+        """Launch the next step, and return what the latest finished one committed, in the order of its rows."""
+        launched = self._launch()
+        if self.overlap:
+            launched, self._in_flight = self._in_flight, launched
+        return [] if launched is None else self._read(launched)
+
+    def stream(self, requests: Many[DecodeRequest]) -> Iterator[list[Commit]]:
+        """Decode requests, yielding after every step what it committed; rows are numbered as in `requests`."""
+        row_of = {self.add(request): row for row, request in enumerate(requests)}
+        while not row_of.keys().isdisjoint(self._sequences):
+            commits = [commit for commit in self.step() if commit.row in row_of]
+            if commits:
+                yield [Commit(row_of[c.row], c.token_ids, c.finish_reason) for c in commits]
+
+    def generate(self, requests: Many[DecodeRequest]) -> list[DecodeResult]:
+        """Decode all requests; results in their order."""
+        sequences = [self._sequences[self.add(request)] for request in requests]
+        while any(sequence.finish_reason is None for sequence in sequences):
+            self.step()
+        return [sequence.result() for sequence in sequences]
+
+    def _launch(self) -> Launched | None:
+        window = self.policy.choose([row.key for row in self.scheduler.running])
+        plan = self.scheduler.plan(window)
+        if plan.grown:
+            self.runner.state.grow(plan.grown)
+        if plan.admitted:
+            self._admit(plan.admitted)
+        if plan.chunks:
+            self.runner.store(plan.chunks)
+        if not plan.rows:
+            return None
+        launched = self.runner.decode(plan.rows, window)
+        for row in plan.rows:
+            row.num_in_flight += window
+        return launched
+
+    def _admit(self, sequences: Many[Sequence]) -> None:
+        for sequence in sequences:
+            assert sequence.slot is not None
+            output_ids = sequence.tokens[sequence.num_prompt :]
+            self.sampler.set(sequence.slot, sequence.request.sampling, sequence.request.prompt_ids, output_ids)
+        self.runner.state.admit([self._entry(sequence) for sequence in sequences])
+
+    def _read(self, launched: Launched) -> list[Commit]:
+        """Give the results to the sequences that still wait for them."""
+        commits, offers = [], []
+        for (row, admission), (count, *predictions) in zip(launched.rows, launched.read(), strict=True):
+            if row.slot is None or row.admissions != admission:
+                continue  # finished, aborted or preempted since
+            row.num_in_flight -= launched.width
+            tokens = row.advance(predictions, count)
+            commits.append(Commit(row.key, tuple(tokens), row.finish_reason))
+            if row.finish_reason is not None:
+                self._drop(row)
+                continue
+            self.policy.observe(row.key, launched.width, count)
+            if self.config.ngram:
+                offers += self._offers(row, predictions[count:])
+        if offers:
+            self.runner.state.offer(offers)
+        self._note_step(launched, commits)
+        return commits
+
+    def _drop(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self.sampler.clear(sequence.slot)
+        self.scheduler.remove(sequence)
+        self.policy.forget(sequence.key)
+        del self._sequences[sequence.key]
+        self._pools.pop(sequence.key, None)
+
+    def _offers(self, row: Sequence, rejected: list[int]) -> list[tuple[int, int, int]]:
+        """Guesses that the row's n-grams propose for the positions after its last token."""
+        pool = self._pools[row.key]
+        pool.add(row.tokens[-row.accepted[-1] - self.config.ngram :])
+        pool.add(rejected)
+        proposed = pool.continue_from(row.tokens, self.config.window - 1)
+        assert row.slot is not None
+        return [(row.slot, len(row.tokens) + i, token) for i, token in enumerate(proposed)]
+
+    def _guesser(self, request: DecodeRequest) -> Guesser:
+        return Guesser(self.config.guess, request.prompt_ids, self.pad_id, request.sampling.seed)
+
+    def _recorder(self, request: DecodeRequest) -> Recorder:
+        start, last = len(request.prompt_ids), request.prompt_ids[-1]
+        return Recorder(self._guesser(request), self.config.window, start, last)
+
+    def _entry(self, sequence: Sequence) -> Entry:
+        """What the device is to know of a sequence that gets a slot, for the first time or again."""
+        known, n = len(sequence.tokens), self.config.window
+        carried = sequence.recorder.carried() if sequence.recorder else []
+        start = known + len(carried)
+        fresh = self._guesser(sequence.request).guess(start, sequence.max_length + n - start, sequence.tokens[-1])
+        if self.config.refill == "sliding":
+            return Entry(sequence, fresh)
+        offset = (known - sequence.num_prompt) % n
+        return Entry(sequence, carried + fresh, block_size=n, block_end=known - offset + n)
+
+    def _note_step(self, launched: Launched, commits: Many[Commit]) -> None:
+        now = time.perf_counter()
+        accepted = sum(len(commit.token_ids) for commit in commits)
+        self.last_step = StepStats(len(launched.rows), launched.width, accepted, 1000 * (now - self._read_at))
+        self._read_at = now
+
+
+def _check(config: EngineConfig, model: DecoderModel) -> None:
+    if config.record and (config.refill != "block" or config.policy != "fixed"):
+        raise InputError("record: trajectories need refill 'block' and policy 'fixed'")
+    if config.guess == "last":
+        raise InputError("guess: the engine lays guesses out beforehand, so they cannot be 'last'; use prompt or pad")
+    if config.max_tokens > model.shape.max_positions:
+        raise InputError(f"max_tokens={config.max_tokens} exceeds the model's {model.shape.max_positions} positions")

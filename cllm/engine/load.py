@@ -1,0 +1,127 @@
+"""From a checkpoint to an engine: model, size of the cache, step times for the adaptive window."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cllm.engine.backends import attention_for, ops_for
+from cllm.engine.config import EngineConfig
+from cllm.engine.engine import Engine
+from cllm.engine.model import DecoderModel
+from cllm.engine.policy import AdaptiveWindow, CostTable
+from cllm.engine.weights import load_model
+from cllm.errors import InputError
+from cllm.models import (
+    Precision,
+    check_tokenizer_fits,
+    context_length,
+    default_device,
+    eos_token_ids,
+    load_generation_config,
+    load_tokenizer,
+    pad_token_id,
+    resolve_dtype,
+)
+
+_GRAPH_SHARE = 0.05  # of the GPU's memory, kept for graphs and their workspaces
+_TYPICAL_CONTEXT = 512  # tokens before a row's window while step times are measured
+
+
+def load_engine(
+    path: str,
+    config: EngineConfig,
+    *,
+    revision: str | None = None,
+    precision: Precision = "auto",
+    device: torch.device | None = None,
+    quantization: Literal["none", "int8"] = "none",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Engine:
+    """An engine for a local folder or Hugging Face id.
+
+    Args:
+        tokenizer: that of the prompts; None: the checkpoint's own.
+
+    Raises:
+        InputError: no usable checkpoint or tokenizer, settings that the model cannot keep, or too little memory.
+    """
+    device = device or default_device()
+    tokenizer = tokenizer or load_tokenizer(path, revision)
+    dtype = resolve_dtype(precision, device)
+    model = load_model(
+        path,
+        dtype,
+        device,
+        revision=revision,
+        quantization=quantization,
+        max_positions=min(config.max_tokens, context_length(path, revision)),
+        ops=ops_for(device, dtype),
+        attention=attention_for(device, dtype),
+    )
+    check_tokenizer_fits(model.shape.vocab_size, tokenizer, path)
+    eos_ids = eos_token_ids(load_generation_config(path, revision), tokenizer)
+    return build_engine(model, config, eos_ids=eos_ids, pad_id=pad_token_id(tokenizer))
+
+
+def build_engine(
+    model: DecoderModel,
+    config: EngineConfig,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    costs: CostTable | None = None,
+) -> Engine:
+    """An engine over a model in memory. With policy "adaptive" it times its steps first, unless `costs` are given."""
+    engine = Engine(model, config, eos_ids=eos_ids, pad_id=pad_id, num_blocks=cache_blocks(model, config))
+    if config.policy == "adaptive":
+        costs = costs or measure_costs(engine)
+        engine.policy = AdaptiveWindow(costs, costs.widths)
+    return engine
+
+
+def cache_blocks(model: DecoderModel, config: EngineConfig) -> int:
+    """Blocks of the cache: as configured, or enough for `max_rows` of the longest rows, if the GPU has the room.
+
+    Raises:
+        InputError: not even one row of `max_tokens` fits.
+    """
+    row_blocks = -(-config.max_tokens // config.block_tokens)
+    if config.cache_blocks is not None:
+        return config.cache_blocks
+    wanted = 1 + config.max_rows * row_blocks
+    if model.device.type != "cuda":
+        return wanted
+    free, total = torch.cuda.mem_get_info(model.device)
+    budget = free - (1 - config.memory_fraction + _GRAPH_SHARE) * total
+    fitting = int(budget // block_bytes(model, config))
+    if fitting < 1 + row_blocks:
+        raise InputError(
+            f"too little GPU memory for one row of max_tokens={config.max_tokens}: {budget / 2**30:.1f} GiB hold "
+            f"{max(fitting, 0)} cache blocks, {1 + row_blocks} are needed"
+        )
+    return min(wanted, fitting)
+
+
+def block_bytes(model: DecoderModel, config: EngineConfig) -> int:
+    """Bytes of one cache block over all layers, keys and values."""
+    heads = model.heads
+    token_bytes = 2 * heads.num_kv * heads.size * torch.empty((), dtype=model.dtype).element_size()
+    return model.shape.num_layers * config.block_tokens * token_bytes
+
+
+def measure_costs(engine: Engine) -> CostTable:
+    """Step times of this engine for powers of two of rows and of window tokens."""
+    config = engine.config
+    context = min(_TYPICAL_CONTEXT, config.max_tokens - 1)
+    return CostTable.measure(
+        lambda batch, width: engine.runner.time_step(batch, width, context),
+        _powers_of_two(config.max_rows),
+        _powers_of_two(config.window),
+    )
+
+
+def _powers_of_two(most: int) -> list[int]:
+    """1, 2, 4 ... and `most`."""
+    return sorted({min(1 << i, most) for i in range(most.bit_length() + 1)})

@@ -1,0 +1,128 @@
+"""What the device knows of the running rows, and the end of a step: which predictions hold.
+
+A row's token buffer holds its committed tokens and behind them its guesses. A step reads a window of the buffer, writes
+its predictions over the guesses and moves the length forward: the rest of the predictions are the next guesses where
+they stand, and guesses for positions not reached yet were laid out when the row was admitted. So a step needs nothing
+from the host, and the next one may start before the host has seen what this one committed.
+
+Shapes: R slots of rows, L tokens of a buffer, M blocks of a table, B rows of a step, W window, A admitted rows, X new
+table entries.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+
+from cllm.engine.sequence import Sequence
+
+_NO_END = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row to admit. `block_size` is 0 with sliding refill, else its block ends at position `block_end`."""
+
+    sequence: Sequence
+    guesses: list[int]
+    block_size: int = 0
+    block_end: int = _NO_END
+
+
+class DeviceState:
+    """Buffers of all slots, and one more that fills up batches: it never commits anything.
+
+    Args:
+        num_rows: slots.
+        max_tokens: longest row.
+        margin: widest window; what it writes behind the longest row needs room, too.
+        fill_id: token that stands where nothing was laid out.
+    """
+
+    def __init__(
+        self, *, num_rows: int, max_tokens: int, margin: int, block_tokens: int, fill_id: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self.block_tokens = block_tokens
+        self.idle_slot = num_rows
+        blocks = -(-(max_tokens + 2 * margin) // block_tokens)
+        rows = num_rows + 1
+        self.tokens_RL = torch.full((rows, blocks * block_tokens), fill_id, dtype=torch.long, device=device)
+        self.tables_RM = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self.length_R = torch.ones(rows, dtype=torch.long, device=device)
+        self.limit_R = torch.ones(rows, dtype=torch.long, device=device)
+        self.block_end_R = torch.full((rows,), _NO_END, dtype=torch.long, device=device)
+        self.block_size_R = torch.zeros(rows, dtype=torch.long, device=device)
+        self.fill_id = fill_id
+
+    def admit(self, entries: Many[Entry]) -> None:
+        """Lay out the rows in their slots."""
+        length, blocks = self.tokens_RL.shape[1], self.tables_RM.shape[1]
+        tokens, tables, numbers = [], [], []
+        for entry in entries:
+            row = entry.sequence
+            known = (row.tokens + entry.guesses)[:length]
+            tokens.append(known + [self.fill_id] * (length - len(known)))
+            tables.append(row.blocks + [0] * (blocks - len(row.blocks)))
+            numbers.append([row.slot, len(row.tokens), row.max_length, entry.block_end, entry.block_size])
+        slots_A, lengths_A, limits_A, ends_A, sizes_A = self.upload(numbers).unbind(1)
+        self.tokens_RL[slots_A] = self.upload(tokens)
+        self.tables_RM[slots_A] = self.upload(tables).int()
+        self.length_R[slots_A] = lengths_A
+        self.limit_R[slots_A] = limits_A
+        self.block_end_R[slots_A] = ends_A
+        self.block_size_R[slots_A] = sizes_A
+
+    def grow(self, grown: Many[tuple[Sequence, int]]) -> None:
+        """Enter the blocks that sequences got, from the given index of their tables on."""
+        entries = [
+            (sequence.slot, index, sequence.blocks[index])
+            for sequence, first in grown
+            for index in range(first, len(sequence.blocks))
+        ]
+        slots_X, indices_X, blocks_X = self.upload(entries).unbind(1)
+        self.tables_RM[slots_X, indices_X] = blocks_X.int()
+
+    def offer(self, offers: Many[tuple[int, int, int]]) -> None:
+        """Replace guesses by better ones: (slot, position, token); a position committed meanwhile stays as it is."""
+        slots_X, positions_X, tokens_X = self.upload(offers).unbind(1)
+        open_X = positions_X >= self.length_R[slots_X]
+        self.tokens_RL[slots_X, positions_X] = torch.where(open_X, tokens_X, self.tokens_RL[slots_X, positions_X])
+
+    def window(self, slots_B: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B, W] of each row's window, its seed first, and the position [B] of the seed."""
+        starts_B = self.length_R[slots_B] - 1
+        return self.tokens_at(slots_B, self.positions(starts_B, width)), starts_B
+
+    def positions(self, starts_B: torch.Tensor, width: int) -> torch.Tensor:
+        """Positions [B, W] behind each start; what would lie behind the buffer stays at its end."""
+        positions_BW = starts_B[:, None] + torch.arange(width, device=self.device)
+        return positions_BW.clamp_max(self.tokens_RL.shape[1] - 1)
+
+    def tokens_at(self, slots_B: torch.Tensor, positions_BW: torch.Tensor) -> torch.Tensor:
+        return self.tokens_RL[slots_B[:, None], positions_BW]
+
+    def accept(self, slots_B: torch.Tensor, window_BW: torch.Tensor, predictions_BW: torch.Tensor) -> torch.Tensor:
+        """Commit the predictions that hold and leave the rest as guesses; how many each row committed, int64 [B].
+
+        Prediction i + 1 holds while guess i equals prediction i. A row commits nothing behind its limit; with refill
+        block nothing is written behind the block, whose initial guesses must stay.
+        """
+        length_B, end_B = self.length_R[slots_B], self.block_end_R[slots_B]
+        agree_BW = window_BW[:, 1:] == predictions_BW[:, :-1]
+        room_B = torch.minimum(end_B, self.limit_R[slots_B]) - length_B
+        counts_B = torch.minimum(1 + agree_BW.cumprod(1).sum(1), room_B)
+        positions_BW = self.positions(length_B, window_BW.shape[1])
+        kept_BW = torch.where(
+            positions_BW < end_B[:, None], predictions_BW, self.tokens_at(slots_B, positions_BW)
+        )
+        self.tokens_RL[slots_B[:, None], positions_BW] = kept_BW
+        length_B = length_B + counts_B
+        self.length_R[slots_B] = length_B
+        self.block_end_R[slots_B] = torch.where(length_B == end_B, end_B + self.block_size_R[slots_B], end_B)
+        return counts_B
+
+    def upload(self, values: Many[object]) -> torch.Tensor:
+        """int64 on the device; from pinned memory, so that nobody waits for the copy."""
+        pinned = self.device.type == "cuda"
+        return torch.tensor(values, dtype=torch.long, pin_memory=pinned).to(self.device, non_blocking=True)

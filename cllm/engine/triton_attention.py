@@ -1,0 +1,136 @@
+"""Attention over the paged cache with our own Triton kernel: for every NVIDIA GPU, window and head size.
+
+Shapes: B rows, W tokens of a window, T = B * W tokens, M blocks of a table, H query heads, K key-value heads, D head size,
+N cache blocks, S tokens of a block.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from cllm.engine.attention import Windows
+from cllm.engine.kernels.paged_attention import paged_attention_kernel
+from cllm.engine.ops import Pages
+from cllm.errors import InputError
+
+_KEY_TILE_BYTES = 16_384  # two of keys and two of values at a time: 64 KB of shared memory
+_ACCUMULATORS = 128 * 128  # float32 sums of one program: 64 registers of each thread of 8 warps
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """How a launch is cut: sizes of a program's tile, warps, tiles of a row's head, and programs that may share a tile."""
+
+    rows: int
+    keys: int
+    head_size: int
+    num_warps: int
+    per_head: int
+    split_keys: int
+    num_splits: int
+
+
+class TritonAttention:
+    """One launch a call, without a host synchronisation: may be captured in a CUDA graph.
+
+    Calls must follow each other on one stream, since they share the counters of `kernels.paged_attention`.
+
+    Args:
+        device: where the tensors of all calls are.
+        num_programs: as many programs as a launch should have; a window with fewer tiles has its keys shared out. 256 is
+            two for each processor of an A100 or H100.
+        split_keys: fewest keys worth a program of their own.
+    """
+
+    def __init__(self, device: torch.device, *, num_programs: int = 256, split_keys: int = 64) -> None:
+        self._num_programs = num_programs
+        self._split_keys = split_keys
+        # Never more than these are in use, and graphs hold their address: allocated once.
+        self._arrivals = torch.zeros(num_programs, dtype=torch.int32, device=device)
+
+    def __call__(self, q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.Tensor:
+        """Implements `Attention`.
+
+        Args:
+            q_THD: bfloat16, float16 or float32; the head dimension contiguous. The pages have the same dtype.
+
+        Raises:
+            InputError: shapes, dtypes or strides that the kernel would misread.
+        """
+        _check(q_THD, pages, windows)
+        batch, width = len(windows.starts_B), windows.width
+        (num_tokens, num_heads, head_size), (_, block_tokens, num_kv, _) = q_THD.shape, pages.keys_NSKD.shape
+        out_THD = torch.empty(num_tokens, num_heads, head_size, dtype=q_THD.dtype, device=q_THD.device)
+        group = num_heads // num_kv
+        tiles = self._cut(q_THD, batch * num_kv, width * group, windows.tables_BM.shape[1] * block_tokens)
+        shared = batch * num_kv * tiles.per_head * tiles.num_splits * tiles.rows if tiles.num_splits > 1 else 0
+        partial = torch.empty(shared * head_size, dtype=torch.float32, device=q_THD.device)
+        stats = torch.empty(shared * 2, dtype=torch.float32, device=q_THD.device)
+        paged_attention_kernel[(tiles.per_head * tiles.num_splits, num_kv, batch)](
+            q_THD,
+            pages.keys_NSKD,
+            pages.values_NSKD,
+            out_THD,
+            windows.starts_B,
+            windows.tables_BM,
+            partial,
+            stats,
+            self._arrivals,
+            math.log2(math.e) / math.sqrt(head_size),
+            width,
+            tiles.num_splits,
+            windows.tables_BM.stride(0),
+            *q_THD.stride()[:2],
+            *pages.keys_NSKD.stride()[:3],
+            GROUP=group,
+            HEAD_SIZE=head_size,
+            BLOCK_TOKENS=block_tokens,
+            SPLIT_KEYS=tiles.split_keys,
+            BLOCK_M=tiles.rows,
+            BLOCK_N=tiles.keys,
+            BLOCK_D=tiles.head_size,
+            num_warps=tiles.num_warps,
+            # One for the block numbers, whose arrival the loads of keys and values wait for; two each for both.
+            num_stages=5,
+        )
+        return out_THD
+
+    def _cut(self, q_THD: torch.Tensor, num_heads: int, num_rows: int, max_keys: int) -> _Tiles:
+        """Cut `num_heads` key-value heads (of all rows), each with `num_rows` query rows and at most `max_keys` keys."""
+        head_size = max(16, triton.next_power_of_2(q_THD.shape[-1]))
+        keys = min(64, max(16, _KEY_TILE_BYTES // (head_size * q_THD.element_size())))
+        rows = max(16, triton.next_power_of_2(num_rows))
+        if q_THD.dtype == torch.float32:
+            rows = 16  # multiplied without tensor cores, from registers
+        elif rows > 64:
+            # The largest tiles pay where there are enough of them, as in a prompt.
+            largest = _ACCUMULATORS // head_size
+            rows = min(largest, 128) if 2 * num_heads * triton.cdiv(num_rows, 128) >= self._num_programs else 64
+        per_head = triton.cdiv(num_rows, rows)
+        # A part costs the merging program a tile's rows to read, next to the two for each key that it saves.
+        split_keys = max(self._split_keys, keys, 2 * rows)
+        num_splits = min(self._num_programs // (num_heads * per_head), triton.cdiv(max_keys, split_keys))
+        num_warps = 8 if rows * head_size >= _ACCUMULATORS else 4
+        return _Tiles(rows, keys, head_size, num_warps, per_head, split_keys, max(1, num_splits))
+
+
+def _check(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> None:
+    keys_NSKD, values_NSKD = pages.keys_NSKD, pages.values_NSKD
+    tokens, heads, size = q_THD.shape
+    if tokens != len(windows.starts_B) * windows.width:
+        raise InputError(f"q_THD: {tokens} tokens, but {len(windows.starts_B)} rows of windows of {windows.width}")
+    if heads % keys_NSKD.shape[2] or size != keys_NSKD.shape[3]:
+        raise InputError(f"q_THD: {heads} heads of size {size} do not fit pages of shape {list(keys_NSKD.shape)}")
+    if keys_NSKD.shape != values_NSKD.shape or keys_NSKD.stride() != values_NSKD.stride():
+        raise InputError("pages: keys and values differ in shape or strides")
+    if not q_THD.dtype == keys_NSKD.dtype == values_NSKD.dtype:
+        raise InputError(f"pages: dtype {keys_NSKD.dtype} of keys, {values_NSKD.dtype} of values, {q_THD.dtype} of queries")
+    if windows.starts_B.dtype != torch.int32 or windows.tables_BM.dtype != torch.int32:
+        raise InputError("windows: starts and tables must be int32")
+    if windows.tables_BM.shape[0] != len(windows.starts_B):
+        raise InputError(f"windows: {len(windows.starts_B)} starts, but {windows.tables_BM.shape[0]} tables")
+    contiguous = (q_THD, keys_NSKD, windows.starts_B, windows.tables_BM)
+    if any(tensor.stride(-1) != 1 for tensor in contiguous):
+        raise InputError("q_THD, pages and windows: the last dimension must be contiguous")

@@ -1,0 +1,207 @@
+"""The engine gives AR's tokens, whatever else runs beside a request and whatever happens to it on the way."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cllm.decoding.decoder import JacobiDecoder
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.reference import autoregressive
+from cllm.engine.config import EngineConfig
+from cllm.errors import InputError
+from tests.engine.making import check_books, make_engine
+from tests.fakes import EOS, FAMILIES, PAD, tiny_model
+
+
+@st.composite
+def requests(draw):
+    """1 to 7 requests; some share a prompt's beginning."""
+    common = draw(st.lists(st.integers(2, 23), min_size=1, max_size=16))
+    prompts = st.lists(st.integers(2, 23), min_size=1, max_size=20)
+    return [
+        DecodeRequest(
+            tuple(draw(st.sampled_from([[], common])) + draw(prompts)),
+            draw(st.integers(1, 24)),
+            SamplingParams(
+                temperature=draw(st.sampled_from([0.0, 0.0, 0.7, 1.3])),
+                top_k=draw(st.sampled_from([0, 3])),
+                top_p=draw(st.sampled_from([1.0, 0.8])),
+                seed=draw(st.integers(0, 2**63)),
+            ),
+        )
+        for _ in range(draw(st.integers(1, 7)))
+    ]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    model_seed=st.integers(0, 7),
+    requests=requests(),
+    window=st.sampled_from([1, 2, 3, 5, 8, 16]),
+    refill=st.sampled_from(["block", "sliding"]),
+    guess=st.sampled_from(["prompt", "pad"]),
+    ngram=st.sampled_from([0, 2, 3]),
+    max_rows=st.integers(1, 4),
+    overlap=st.booleans(),
+    spare_blocks=st.integers(0, 20),
+)
+def test_any_batch_equals_autoregressive(
+    model_seed, requests, window, refill, guess, ngram, max_rows, overlap, spare_blocks
+):
+    model = tiny_model(model_seed)
+    longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
+    engine = make_engine(
+        model,
+        num_blocks=1 + -(-longest // 4) + spare_blocks,
+        window=window,
+        refill=refill,
+        guess=guess,
+        ngram=ngram if refill == "sliding" else 0,
+        max_rows=max_rows,
+        overlap=overlap,
+    )
+    results = engine.generate(requests)
+    check_books(engine)
+    for request, result in zip(requests, results, strict=True):
+        expected = autoregressive(model, request, [EOS])
+        assert list(result.token_ids) == expected
+        assert sum(result.accepted) == len(expected)
+        assert min(result.accepted) >= 1
+        assert result.finish_reason == ("stop" if expected[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("refill", ["block", "sliding"])
+def test_forwards_are_those_of_the_slow_decoder(family, refill):
+    """Not only the tokens: each forward commits what the same forward of the slow decoder commits."""
+    model = tiny_model(3, family=family)
+    requests = [DecodeRequest((5, 6, 7), 20), DecodeRequest((9,), 11), DecodeRequest(tuple(range(2, 20)), 17)]
+    slow = JacobiDecoder(model, block_size=6, refill=refill, eos_ids=[EOS], pad_id=PAD).generate(requests)
+    for overlap in (False, True):
+        fast = make_engine(model, window=6, refill=refill, overlap=overlap).generate(requests)
+        assert [result.accepted for result in fast] == [result.accepted for result in slow]
+        assert [result.token_ids for result in fast] == [result.token_ids for result in slow]
+
+
+@pytest.mark.parametrize("num_blocks", [14, 80])
+def test_recorded_trajectories_are_those_of_the_slow_decoder(num_blocks):
+    """Also where rows are preempted and recomputed on the way."""
+    model = tiny_model(2)
+    requests = [DecodeRequest((3, 9, 4, 11), 37), DecodeRequest((8,), 40), DecodeRequest((8, 5), 33)]
+    slow = JacobiDecoder(model, block_size=5, refill="block", eos_ids=[EOS], pad_id=PAD, record=True)
+    for overlap in (False, True):
+        engine = make_engine(
+            model, num_blocks=num_blocks, window=5, refill="block", record=True, overlap=overlap, prefill_tokens=4
+        )
+        assert [r.trajectory for r in engine.generate(requests)] == [r.trajectory for r in slow.generate(requests)]
+
+
+def test_wide_windows_may_change_from_step_to_step():
+    class RandomWindow:
+        rng = random.Random(0)
+
+        def choose(self, rows):
+            return self.rng.randint(1, 9)
+
+        def observe(self, row, window, accepted):
+            assert 1 <= accepted <= window
+
+        def forget(self, row):
+            pass
+
+    model = tiny_model(5)
+    requests = [DecodeRequest((3 + i, 4), 30, SamplingParams(temperature=i % 2, seed=i)) for i in range(9)]
+    results = make_engine(model, window=9, policy=RandomWindow(), overlap=True).generate(requests)
+    assert [list(r.token_ids) for r in results] == [autoregressive(model, r, [EOS]) for r in requests]
+
+
+def test_streams_and_aborts():
+    model = tiny_model(4)
+    engine = make_engine(model, window=4, overlap=True)
+    kept, dropped = DecodeRequest((3, 4), 30), DecodeRequest((5, 6, 7), 60, SamplingParams(ignore_eos=True))
+    key, other = engine.add(kept), engine.add(dropped)
+    tokens, reason = [], None
+    for number in range(60):
+        for commit in engine.step():
+            assert number < 3 or commit.row == key
+            tokens += commit.token_ids if commit.row == key else ()
+            reason = commit.finish_reason if commit.row == key else reason
+        if number == 2:
+            engine.abort(other)
+            engine.abort(other)
+        check_books(engine)
+    assert tokens == autoregressive(model, kept, [EOS])
+    assert reason is not None
+    streamed = [commit for commits in engine.stream([kept]) for commit in commits]
+    assert [t for commit in streamed for t in commit.token_ids] == tokens
+
+
+def test_soak_of_two_thousand_requests():
+    """Every request is answered once, a few aborted ones aside, and no block is lost."""
+    model, rng = tiny_model(6, layers=1), random.Random(0)
+    engine = make_engine(model, window=4, max_rows=16, num_blocks=120, overlap=True, prefill_tokens=32)
+    finished: dict[int, str] = {}
+    aborted, added = set(), 0
+    while added < 2000 or engine.num_unfinished:
+        while added < 2000 and engine.num_unfinished < 24:
+            prompt = tuple(rng.choices(range(2, 24), k=rng.randint(1, 20)))
+            sampling = SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=added)
+            engine.add(DecodeRequest(prompt, rng.randint(1, 16), sampling))
+            added += 1
+        for commit in engine.step():
+            assert commit.row not in finished
+            assert commit.row not in aborted
+            if commit.finish_reason is not None:
+                finished[commit.row] = commit.finish_reason
+        if rng.random() < 0.05:
+            key = rng.randrange(added)
+            if key not in finished:
+                engine.abort(key)
+                aborted.add(key)
+    engine.step()
+    check_books(engine)
+    assert len(finished) + len(aborted) == 2000
+    assert set(finished.values()) == {"stop", "length"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (DecodeRequest((3,) * 90, 7), "max_tokens is 96"),
+        (DecodeRequest((3, 24), 7), "token 24 is not in the vocabulary"),
+        (DecodeRequest((3, -1), 7), "token -1 is not in the vocabulary"),
+    ],
+)
+def test_bad_request_is_refused_and_harms_no_other(request_, message):
+    model = tiny_model(1)
+    engine, good = make_engine(model, window=3), DecodeRequest((3, 4), 9)
+    key = engine.add(good)
+    with pytest.raises(InputError, match=message):
+        engine.add(request_)
+    tokens = []
+    while engine.num_unfinished:
+        for commit in engine.step():
+            assert commit.row == key
+            tokens += commit.token_ids
+    assert tokens == autoregressive(model, good, [EOS])
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"record": True}, "refill 'block'"),
+        ({"guess": "last"}, "guess"),
+        ({"max_tokens": 257}, "256 positions"),
+        ({"num_blocks": 1}, "num_blocks"),
+    ],
+)
+def test_impossible_settings_are_refused(settings_, message):
+    with pytest.raises(ValueError, match=message):
+        make_engine(tiny_model(0), **settings_)
+
+
+def test_config_is_strict():
+    with pytest.raises(ValueError, match="windows"):
+        EngineConfig.model_validate({"windows": 3})
