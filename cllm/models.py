@@ -132,7 +132,7 @@ def check_context_fits(path: str, revision: str | None, *, prompt_tokens: int, n
 def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig | None:
     """The generation config of a checkpoint, or None if it has none."""
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision)
+        return GenerationConfig.from_pretrained(path, revision=revision or "main")
     except OSError:
         return None
 

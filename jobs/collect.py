@@ -22,9 +22,9 @@ import ray
 import torch
 
 from cllm.artifacts import resumable_artifact, write_atomic
+from cllm.decoding.trajectories import read_table, to_table
 from cllm.engine.collection import collect, collection_engine_config
 from cllm.engine.load import load_engine
-from cllm.decoding.trajectories import read_table, to_table
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import check_context_fits, default_device, load_tokenizer

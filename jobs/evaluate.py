@@ -27,7 +27,6 @@ from cllm.evaluation.outputs import ChunkOutputs, Output, run_chunk
 from cllm.evaluation.results import CLLM, Key, Measurements, build_results, merge_chunks, samples, summarise
 from cllm.evaluation.subject import (
     SUBJECTS,
-    Subject,
     SubjectName,
     check_tokenizers,
     checkpoint_revision,

@@ -76,7 +76,7 @@ class BlockPool:
         return found
 
     def publish(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """Make known that `blocks` hold `tokens`; a block that is not full is left out, a known content keeps its block."""
+        """Make known that `blocks` hold `tokens`; blocks that are not full are left out, a known content stays put."""
         if not self.reuse_prefixes:
             return
         for digest, block in zip(self._digests(tokens), blocks, strict=False):

@@ -1,7 +1,7 @@
 """Runs the model for the scheduler's plans. The only file that knows CUDA graphs, pinned memory and events.
 
-Shapes: B rows (padded to a bucket where graphs are used), W window, T = B * W tokens, M blocks of a table, E hidden size,
-V vocabulary.
+Shapes: B rows (padded to a bucket where graphs are used), W window, T = B * W tokens, M blocks of a table,
+E hidden size, V vocabulary.
 """
 
 import time
@@ -161,9 +161,7 @@ class Runner:
         hidden_TE = self._hidden_TE(slots_B, window_BW, starts_B, num_blocks)
         return window_BW, self.model.logits_RV(hidden_TE).unflatten(0, window_BW.shape)
 
-    def _finish_greedy(
-        self, slots_B: torch.Tensor, window_BW: torch.Tensor, logits_BWV: torch.Tensor
-    ) -> torch.Tensor:
+    def _finish_greedy(self, slots_B: torch.Tensor, window_BW: torch.Tensor, logits_BWV: torch.Tensor) -> torch.Tensor:
         predictions_BW = logits_BWV.argmax(-1)
         counts_B = self.state.accept(slots_B, window_BW, predictions_BW)
         return torch.cat([counts_B[:, None], predictions_BW], dim=1)
@@ -178,9 +176,7 @@ class Runner:
         logprobs = self.sampler.logprobs(logits_BWV, predictions_BW)
         return torch.cat([counts_B[:, None], predictions_BW], dim=1), logprobs
 
-    def _send(
-        self, result_BX: torch.Tensor, logprobs: Logprobs | None, rows: Many[Sequence], width: int
-    ) -> Launched:
+    def _send(self, result_BX: torch.Tensor, logprobs: Logprobs | None, rows: Many[Sequence], width: int) -> Launched:
         launched_for = tuple((row, row.admissions) for row in rows)
         if self.device.type != "cuda":
             return Launched(launched_for, width, result_BX, logprobs, None)
@@ -236,7 +232,7 @@ class _StepGraph:
 
 
 def bucket(batch: int) -> int:
-    """The smallest captured batch that holds `batch` rows: powers of two, from 8 on multiples of 8, from 64 on of 16."""
+    """The smallest captured batch that holds `batch` rows: powers of two, then multiples of 8, then of 16."""
     if batch <= 8:
         return 1 << (batch - 1).bit_length()
     step = 8 if batch <= 64 else 16

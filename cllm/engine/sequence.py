@@ -13,6 +13,8 @@ class Recorder:
         self.guesser = guesser
         self.block_size = block_size
         self.blocks: list[BlockTrajectory] = []
+        self._start = self._known = start
+        self._states: list[tuple[int, ...]] = []
         self._open(start, last)
 
     def note(self, predictions: Tokens[int], num_known: int, *, finished: bool) -> None:

@@ -113,9 +113,7 @@ class DeviceState:
         room_B = torch.minimum(end_B, self.limit_R[slots_B]) - length_B
         counts_B = torch.minimum(1 + agree_BW.cumprod(1).sum(1), room_B)
         positions_BW = self.positions(length_B, window_BW.shape[1])
-        kept_BW = torch.where(
-            positions_BW < end_B[:, None], predictions_BW, self.tokens_at(slots_B, positions_BW)
-        )
+        kept_BW = torch.where(positions_BW < end_B[:, None], predictions_BW, self.tokens_at(slots_B, positions_BW))
         self.tokens_RL[slots_B[:, None], positions_BW] = kept_BW
         length_B = length_B + counts_B
         self.length_R[slots_B] = length_B

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cllm.engine.collection import collect, collection_request
 from cllm.decoding.guess import Guesser
 from cllm.decoding.records import BlockTrajectory
 from cllm.decoding.reference import jacobi_trajectories
+from cllm.engine.collection import collect, collection_request
 from cllm.engine.engine import Engine
 from cllm.evaluation.timing import Timing
 from cllm.recipe import CollectConfig

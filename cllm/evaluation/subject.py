@@ -40,9 +40,7 @@ class Subject:
     def decoder(self) -> DecoderModel:
         """The same weights for the engine."""
         device, dtype = self.model.device, self.model.dtype
-        return model_from_transformers(
-            self.model, ops=ops_for(device, dtype), attention=attention_for(device, dtype)
-        )
+        return model_from_transformers(self.model, ops=ops_for(device, dtype), attention=attention_for(device, dtype))
 
 
 def load_subject(name: SubjectName, recipe: Recipe, device: torch.device) -> Subject:

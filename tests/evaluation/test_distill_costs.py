@@ -2,8 +2,10 @@
 
 import pytest
 
-from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import BlockTrajectory
+from cllm.engine.collection import collection_engine_config
+from cllm.engine.load import build_engine
+from cllm.engine.weights import model_from_transformers
 from cllm.evaluation.collection_speed import Collector, response_of, spread_by_length, time_collection
 from cllm.evaluation.distill_costs import (
     TokenCost,
@@ -108,11 +110,12 @@ def test_prompts_are_spread_over_the_lengths() -> None:
 def test_collection_is_timed_on_equal_responses_and_reported() -> None:
     """Every response is cut off, so that the job would drop all of them: they count all the same."""
     config = CollectConfig(block_size=4, max_new_tokens=10, batch_size=3, guess="prompt")
-    decoder = JacobiDecoder(
-        tiny_model(3), block_size=4, refill="block", guess="prompt", eos_ids=[], pad_id=PAD, record=True
-    )
-    collector = Collector(decoder, train_tokenizer(["a b"], 280), config, seed=7)
     prompts = [make_prompt(i, tuple(range(2, 5 + i)), (EOS,)) for i in range(5)]
+    model = tiny_model(3)
+    engine = build_engine(
+        model_from_transformers(model), collection_engine_config(config, longest_prompt=7), eos_ids=[], pad_id=PAD
+    )
+    collector = Collector(engine, model, train_tokenizer(["a b"], 280), config, seed=7)
     assert collector.batched(prompts, config) == {}
     speed = time_collection(collector, prompts, num_one_by_one=2, repeats=3)
     assert (speed.num_batched, speed.num_one_by_one, speed.identical) == (5, 2, 1.0)

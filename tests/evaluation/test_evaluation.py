@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cllm.errors import InputError
-from cllm.evaluation.decode import by_length, decode, methods
+from cllm.evaluation.decode import Engines, by_length, decode, methods
 from cllm.evaluation.outputs import run_chunk
 from cllm.evaluation.results import Measurements, build_results, find_row, merge_chunks, samples, summarise
 from cllm.evaluation.subject import SUBJECTS, Subject, check_tokenizers, load_subject, prompt_tokenizer
@@ -37,9 +37,10 @@ def measured(recipe: Recipe) -> Measurements:
     prompts = drawn_prompts(recipe)
     tokenizer = prompt_tokenizer(recipe)
     subjects = {name: load_subject(name, recipe, CPU) for name in SUBJECTS}
+    engines = {n: Engines(s, recipe.evaluate, prompts, rows=2, record=True) for n, s in subjects.items()}
     chunks = [
-        run_chunk(name, subject, tokenizer, chunk, recipe.evaluate)
-        for name, subject in subjects.items()
+        run_chunk(name, engines[name], tokenizer, chunk, recipe.evaluate)
+        for name in subjects
         for chunk in by_length(prompts, 3)
     ]
     outputs, nll = merge_chunks(prompts, reversed(chunks))
@@ -51,14 +52,16 @@ def measured(recipe: Recipe) -> Measurements:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_methods_give_the_tokens_of_ar(family: str) -> None:
     subject = Subject(tiny_model(2, family=family), (EOS,), PAD)
-    ar, *others = ([r.token_ids for r in decode(subject, PROMPTS, m, CONFIG)] for m in methods(CONFIG.block_size))
+    engines = Engines(subject, CONFIG, PROMPTS, rows=2, record=False)
+    ar, *others = ([r.token_ids for r in decode(engines[m], PROMPTS, CONFIG)] for m in methods(CONFIG.block_size))
     assert others == [ar, ar]
 
 
 def test_results_are_in_the_order_of_the_prompts_and_recorded_on_request() -> None:
     subject, method = Subject(tiny_model(2), (EOS,), PAD), methods(6)[1]
-    alone = [decode(subject, [prompt], method, CONFIG)[0] for prompt in PROMPTS]
-    together = decode(subject, PROMPTS, method, CONFIG, record=True)
+    one_row = Engines(subject, CONFIG, PROMPTS, rows=1, record=False)[method]
+    alone = [decode(one_row, [prompt], CONFIG)[0] for prompt in PROMPTS]
+    together = decode(Engines(subject, CONFIG, PROMPTS, rows=3, record=True)[method], PROMPTS, CONFIG)
     assert all(result.trajectory for result in together)
     assert [dataclasses.replace(result, trajectory=()) for result in together] == alone
 
