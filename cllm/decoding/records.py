@@ -125,12 +125,27 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a committed token under the model's own logits, and of the likeliest tokens there.
+
+    `top` holds (token id, log-probability), likeliest first, as many as the request asked for.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
-    """Tokens committed to one row by one forward pass; `finish_reason` is set on the row's last commit."""
+    """Tokens committed to one row by one forward pass; `finish_reason` is set on the row's last commit.
+
+    `logprobs` has one entry a token, if the request asked for them.
+    """
 
     row: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

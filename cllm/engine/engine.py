@@ -6,17 +6,20 @@ Shapes: none here; tensors live in `cllm.engine.runner` and below.
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
 
 from cllm.decoding.guess import Guesser
-from cllm.decoding.records import Commit, DecodeRequest, DecodeResult
+from cllm.decoding.records import Commit, DecodeRequest, DecodeResult, TokenLogprob
 from cllm.engine.blocks import BlockPool
 from cllm.engine.config import EngineConfig
+from cllm.engine.detokenize import StreamDecoder
 from cllm.engine.model import DecoderModel
 from cllm.engine.ngram import NgramPool
 from cllm.engine.policy import FixedWindow, WindowPolicy
 from cllm.engine.runner import Launched, Runner
-from cllm.engine.sampler import Sampler
+from cllm.engine.sampler import Logprobs, Sampler
 from cllm.engine.scheduler import Scheduler
 from cllm.engine.sequence import Recorder, Sequence
 from cllm.engine.state import Entry
@@ -42,6 +45,7 @@ class Engine:
         pad_id: the guess of kind "pad".
         num_blocks: cache blocks; None: room for `max_rows` rows of `max_tokens`.
         policy: chooses each step's window; None: always `config.window`.
+        tokenizer: finds stop strings; without one, requests must not have any.
 
     Not thread-safe: one thread calls everything (`cllm.engine.async_engine` has one of its own).
     """
@@ -55,12 +59,14 @@ class Engine:
         pad_id: int,
         num_blocks: int | None = None,
         policy: WindowPolicy | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         _check(config, model)
         self.model = model
         self.config = config
         self.eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id
+        self.tokenizer = tokenizer
         pool_blocks = num_blocks or 1 + config.max_rows * -(-config.max_tokens // config.block_tokens)
         self.scheduler = Scheduler(
             BlockPool(pool_blocks, config.block_tokens, reuse_prefixes=config.reuse_prefixes),
@@ -92,7 +98,8 @@ class Engine:
         """Queue a request; the key that names it in `step` and `abort`.
 
         Raises:
-            InputError: it is longer than the context or the cache, or a token is not in the vocabulary.
+            InputError: it is longer than the context or the cache, a token is not in the vocabulary, or it has stop
+                strings and the engine no tokenizer.
         """
         vocab_size = self.model.shape.vocab_size
         for token in (*request.prompt_ids, *request.sampling.stop_token_ids):
@@ -100,7 +107,7 @@ class Engine:
                 raise InputError(f"token {token} is not in the vocabulary of {vocab_size}")
         key = self._next_key
         recorder = self._recorder(request) if self.config.record else None
-        sequence = Sequence(key, request, self.eos_ids, recorder)
+        sequence = Sequence(key, request, self.eos_ids, recorder, self._stop_finder(request))
         self.scheduler.add(sequence)
         self._next_key += 1
         self._sequences[key] = sequence
@@ -116,7 +123,11 @@ class Engine:
             self._drop(sequence)
 
     def step(self) -> list[Commit]:
-        """Launch the next step, and return what the latest finished one committed, in the order of its rows."""
+        """Launch the next step, and return what the latest finished one committed, in the order of its rows.
+
+        `last_step` then says what that step did; it is None if none was finished.
+        """
+        self.last_step = None
         launched = self._launch()
         if self.overlap:
             launched, self._in_flight = self._in_flight, launched
@@ -128,7 +139,7 @@ class Engine:
         while not row_of.keys().isdisjoint(self._sequences):
             commits = [commit for commit in self.step() if commit.row in row_of]
             if commits:
-                yield [Commit(row_of[c.row], c.token_ids, c.finish_reason) for c in commits]
+                yield [replace(commit, row=row_of[commit.row]) for commit in commits]
 
     def generate(self, requests: Many[DecodeRequest]) -> list[DecodeResult]:
         """Decode all requests; results in their order."""
@@ -163,12 +174,14 @@ class Engine:
     def _read(self, launched: Launched) -> list[Commit]:
         """Give the results to the sequences that still wait for them."""
         commits, offers = [], []
-        for (row, admission), (count, *predictions) in zip(launched.rows, launched.read(), strict=True):
+        results = zip(launched.rows, launched.read(), strict=True)
+        for place, ((row, admission), (count, *predictions)) in enumerate(results):
             if row.slot is None or row.admissions != admission:
                 continue  # finished, aborted or preempted since
             row.num_in_flight -= launched.width
             tokens = row.advance(predictions, count)
-            commits.append(Commit(row.key, tuple(tokens), row.finish_reason))
+            logprobs = _logprobs(launched.logprobs, place, row, len(tokens))
+            commits.append(Commit(row.key, tuple(tokens), row.finish_reason, logprobs))
             if row.finish_reason is not None:
                 self._drop(row)
                 continue
@@ -197,6 +210,13 @@ class Engine:
         assert row.slot is not None
         return [(row.slot, len(row.tokens) + i, token) for i, token in enumerate(proposed)]
 
+    def _stop_finder(self, request: DecodeRequest) -> StreamDecoder | None:
+        if not request.sampling.stop:
+            return None
+        if self.tokenizer is None:
+            raise InputError("stop: the engine has no tokenizer to find stop strings with")
+        return StreamDecoder(self.tokenizer, request.sampling.stop)
+
     def _guesser(self, request: DecodeRequest) -> Guesser:
         return Guesser(self.config.guess, request.prompt_ids, self.pad_id, request.sampling.seed)
 
@@ -220,6 +240,19 @@ class Engine:
         accepted = sum(len(commit.token_ids) for commit in commits)
         self.last_step = StepStats(len(launched.rows), launched.width, accepted, 1000 * (now - self._read_at))
         self._read_at = now
+
+
+def _logprobs(found: Logprobs | None, place: int, row: Sequence, count: int) -> tuple[TokenLogprob, ...] | None:
+    """Those of the first `count` predictions of a step's row, if its request asked for them."""
+    asked = row.request.sampling.logprobs
+    if asked is None or found is None:
+        return None
+    columns = (found.chosen_BW, found.top_ids_BWK, found.top_BWK)
+    chosen, top_ids, top = (column[place, :count].tolist() for column in columns)
+    return tuple(
+        TokenLogprob(logprob, tuple(zip(ids[:asked], values[:asked], strict=True)))
+        for logprob, ids, values in zip(chosen, top_ids, top, strict=True)
+    )
 
 
 def _check(config: EngineConfig, model: DecoderModel) -> None:

@@ -62,7 +62,7 @@ def load_engine(
     )
     check_tokenizer_fits(model.shape.vocab_size, tokenizer, path)
     eos_ids = eos_token_ids(load_generation_config(path, revision), tokenizer)
-    return build_engine(model, config, eos_ids=eos_ids, pad_id=pad_token_id(tokenizer))
+    return build_engine(model, config, eos_ids=eos_ids, pad_id=pad_token_id(tokenizer), tokenizer=tokenizer)
 
 
 def build_engine(
@@ -71,10 +71,12 @@ def build_engine(
     *,
     eos_ids: Sequence[int],
     pad_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     costs: CostTable | None = None,
 ) -> Engine:
     """An engine over a model in memory. With policy "adaptive" it times its steps first, unless `costs` are given."""
-    engine = Engine(model, config, eos_ids=eos_ids, pad_id=pad_id, num_blocks=cache_blocks(model, config))
+    num_blocks = cache_blocks(model, config)
+    engine = Engine(model, config, eos_ids=eos_ids, pad_id=pad_id, num_blocks=num_blocks, tokenizer=tokenizer)
     if config.policy == "adaptive":
         costs = costs or measure_costs(engine)
         engine.policy = AdaptiveWindow(costs, costs.widths)

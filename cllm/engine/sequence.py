@@ -4,6 +4,7 @@ from collections.abc import Sequence as Tokens
 
 from cllm.decoding.guess import Guesser
 from cllm.decoding.records import BlockTrajectory, DecodeRequest, DecodeResult, FinishReason
+from cllm.engine.detokenize import StreamDecoder
 
 
 class Recorder:
@@ -41,6 +42,10 @@ class Recorder:
 class Sequence:
     """State of one request on the host. The device may be a step ahead.
 
+    Args:
+        recorder: keeps the trajectory, if it is asked for.
+        text: looks for the request's stop strings, if it has any.
+
     Attributes:
         tokens: prompt and committed tokens.
         slot: its place in the batch, or None while it waits.
@@ -51,11 +56,17 @@ class Sequence:
     """
 
     def __init__(
-        self, key: int, request: DecodeRequest, eos_ids: frozenset[int], recorder: Recorder | None = None
+        self,
+        key: int,
+        request: DecodeRequest,
+        eos_ids: frozenset[int],
+        recorder: Recorder | None = None,
+        text: StreamDecoder | None = None,
     ) -> None:
         self.key = key
         self.request = request
         self.recorder = recorder
+        self.text = text
         self.num_prompt = len(request.prompt_ids)
         self.max_length = self.num_prompt + request.max_new_tokens
         self.tokens = list(request.prompt_ids)
@@ -74,12 +85,17 @@ class Sequence:
         return self.num_stored >= len(self.tokens) - 1
 
     def advance(self, predictions: list[int], count: int) -> list[int]:
-        """Commit the first `count` predictions, up to a token that ends the response; returns what was committed."""
+        """Commit the first `count` predictions, up to the one that ends the response; returns what was committed."""
         tokens = predictions[:count]
         if not self._stop_ids.isdisjoint(tokens):
             end = next(i for i, token in enumerate(tokens) if token in self._stop_ids)
             tokens = tokens[: end + 1]
             self.finish_reason = "stop"
+        if self.text is not None:
+            self.text.push(tokens)
+            if self.text.stop_index is not None:
+                tokens = tokens[: self.text.stop_index + 1]
+                self.finish_reason = "stop"
         self.tokens += tokens
         self.num_stored = len(self.tokens) - 1
         self.accepted.append(len(tokens))

@@ -1,6 +1,6 @@
 """Engines over tiny random models."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cllm.engine.attention import TorchAttention
 from cllm.engine.config import EngineConfig
@@ -16,13 +16,14 @@ def make_engine(
     *,
     num_blocks: int | None = None,
     policy: WindowPolicy | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **settings: object,
 ) -> Engine:
     """An engine with room for a few short rows, other settings as given."""
     defaults = {"max_rows": 4, "max_tokens": 96, "block_tokens": 4, "prefill_tokens": 16}
     config = EngineConfig.model_validate(defaults | settings)
     lean = model_from_transformers(model, ops=TorchOps(), attention=TorchAttention())
-    return Engine(lean, config, eos_ids=[EOS], pad_id=PAD, num_blocks=num_blocks, policy=policy)
+    return Engine(lean, config, eos_ids=[EOS], pad_id=PAD, num_blocks=num_blocks, policy=policy, tokenizer=tokenizer)
 
 
 def check_books(engine: Engine) -> None:

@@ -1,8 +1,10 @@
 """The engine gives AR's tokens, whatever else runs beside a request and whatever happens to it on the way."""
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +13,7 @@ from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import autoregressive
 from cllm.engine.config import EngineConfig
 from cllm.errors import InputError
+from cllm.tasks.tokenizer import train_tokenizer
 from tests.engine.making import check_books, make_engine
 from tests.fakes import EOS, FAMILIES, PAD, tiny_model
 
@@ -205,3 +208,51 @@ def test_impossible_settings_are_refused(settings_, message):
 def test_config_is_strict():
     with pytest.raises(ValueError, match="windows"):
         EngineConfig.model_validate({"windows": 3})
+
+
+def test_logprobs_are_those_of_the_model():
+    model = tiny_model(3)
+    plain, asked = DecodeRequest((7, 8), 12), DecodeRequest((3, 4, 5), 12, SamplingParams(logprobs=2))
+    engine = make_engine(model, window=4)
+    commits = [commit for step in engine.stream([plain, asked]) for commit in step]
+    assert all(commit.logprobs is None for commit in commits if commit.row == 0)
+    found = [entry for commit in commits if commit.row == 1 for entry in commit.logprobs]
+    tokens = [token for commit in commits if commit.row == 1 for token in commit.token_ids]
+    with torch.no_grad():
+        logits_LV = model(torch.tensor([[*asked.prompt_ids, *tokens]])).logits[0]
+    expected_LV = logits_LV[len(asked.prompt_ids) - 1 : -1].log_softmax(-1)
+    assert len(found) == len(tokens)
+    for entry, token, expected_V in zip(found, tokens, expected_LV, strict=True):
+        assert entry.logprob == pytest.approx(float(expected_V[token]), abs=1e-4)
+        assert [token_id for token_id, _ in entry.top] == expected_V.topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_stop_string_ends_a_response_with_its_last_token(overlap):
+    tokenizer = train_tokenizer(["select name from pets where age is above three"], 300)
+    model = tiny_model(3, vocab_size=len(tokenizer))
+    prompt = tuple(tokenizer.encode("pets"))
+    free = make_engine(model, window=4).generate([DecodeRequest(prompt, 40)])[0].token_ids
+    text = tokenizer.decode(free)
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    engine = make_engine(model, window=4, overlap=overlap, tokenizer=tokenizer)
+    result = engine.generate([DecodeRequest(prompt, 40, SamplingParams(stop=(stop,)))])[0]
+    count = len(result.token_ids)
+    assert result.finish_reason == "stop"
+    assert result.token_ids == free[:count]
+    assert stop in tokenizer.decode(free[:count])
+    assert stop not in tokenizer.decode(free[: count - 1])
+    check_books(engine)
+    with pytest.raises(InputError, match="stop"):
+        make_engine(model).add(DecodeRequest(prompt, 4, SamplingParams(stop=("x",))))
+
+
+def test_penalties_survive_preemption():
+    """Counts of tokens are rebuilt when a row gets another place."""
+    model = tiny_model(5)
+    sampling = SamplingParams(temperature=0.9, frequency_penalty=1.5, repetition_penalty=1.3, min_tokens=20)
+    requests = [DecodeRequest((3 + i, 4, 9), 40, replace(sampling, seed=i)) for i in range(4)]
+    roomy = make_engine(model, window=1, max_rows=1).generate(requests)
+    tight = make_engine(model, window=5, num_blocks=16, overlap=True)
+    assert [r.token_ids for r in tight.generate(requests)] == [r.token_ids for r in roomy]
+    assert min(len(r.token_ids) for r in roomy) >= 20

@@ -1,0 +1,107 @@
+"""The asyncio front: every stream gets its own tokens, whoever comes, goes or fails beside it."""
+
+import asyncio
+
+import pytest
+
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.reference import autoregressive
+from cllm.engine.async_engine import AsyncEngine, EngineStoppedError
+from cllm.errors import InputError
+from tests.engine.making import check_books, make_engine
+from tests.fakes import EOS, tiny_model
+
+ENDLESS = SamplingParams(ignore_eos=True)
+
+
+async def collect(engine: AsyncEngine, request: DecodeRequest) -> list[int]:
+    return [token async for commit in engine.stream(request) for token in commit.token_ids]
+
+
+@pytest.fixture
+def served():
+    """A front, the engine behind it and its model."""
+    model = tiny_model(4)
+    inner = make_engine(model, window=4, overlap=True)
+    front = AsyncEngine(lambda: inner)
+    front.wait_ready(30)
+    yield front, inner, model
+    front.close()
+
+
+def test_concurrent_streams_equal_autoregressive(served):
+    front, inner, model = served
+    requests = [DecodeRequest((3 + i % 9, 4), 5 + i, SamplingParams(temperature=i % 2, seed=i)) for i in range(20)]
+
+    async def run():
+        return await asyncio.gather(*(collect(front, request) for request in requests))
+
+    assert asyncio.run(run()) == [autoregressive(model, request, [EOS]) for request in requests]
+    assert front.num_unfinished == 0
+    check_books(inner)
+
+
+def test_closed_stream_leaves_nothing_behind(served):
+    front, inner, model = served
+    kept = DecodeRequest((3, 4), 30)
+
+    async def leave_early() -> None:
+        stream = front.stream(DecodeRequest((5, 6), 90, ENDLESS))
+        await anext(stream)
+        await stream.aclose()
+
+    async def run():
+        await asyncio.gather(*(leave_early() for _ in range(6)))
+        return await collect(front, kept)
+
+    assert asyncio.run(run()) == autoregressive(model, kept, [EOS])
+    assert front.num_unfinished == inner.num_unfinished == 0
+    check_books(inner)
+
+
+def test_refused_request_harms_no_other(served):
+    front, _, model = served
+    good, bad = DecodeRequest((3, 4), 9), DecodeRequest((3,) * 90, 60)
+
+    async def run():
+        return await asyncio.gather(collect(front, good), collect(front, bad), return_exceptions=True)
+
+    tokens, error = asyncio.run(run())
+    assert tokens == autoregressive(model, good, [EOS])
+    assert isinstance(error, InputError)
+
+
+def test_failing_step_ends_all_streams_and_refuses_later_ones():
+    engine = make_engine(tiny_model(0), window=2)
+    front = AsyncEngine(lambda: engine)
+    front.wait_ready(30)
+
+    async def run():
+        stream = front.stream(DecodeRequest((3, 4), 90, ENDLESS))
+        await anext(stream)
+        engine.runner.cache.clear()  # the next forward has nowhere to write
+        with pytest.raises(EngineStoppedError):
+            async for _ in stream:
+                pass
+        with pytest.raises(EngineStoppedError):
+            await collect(front, DecodeRequest((3, 4), 4))
+
+    asyncio.run(run())
+
+
+def test_error_while_building_is_raised_where_one_waits_for_it():
+    def fail():
+        raise InputError("no such checkpoint")
+
+    with pytest.raises(InputError, match="no such checkpoint"):
+        AsyncEngine(fail).wait_ready(30)
+
+
+def test_steps_are_reported():
+    steps = []
+    engine = make_engine(tiny_model(4), window=4)
+    front = AsyncEngine(lambda: engine, on_step=steps.append)
+    tokens = asyncio.run(collect(front, DecodeRequest((3, 4), 20, ENDLESS)))
+    front.close()
+    assert sum(step.accepted for step in steps) == len(tokens) == 20
+    assert {(step.rows, step.window) for step in steps} == {(1, 4)}
