@@ -36,12 +36,21 @@ def main(
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         recipe = get_recipe(arguments.recipe).with_overrides(arguments.set)
         if arguments.show:
             print(recipe.model_dump_json(indent=2))
         else:
             job(recipe, arguments)
+
+    return exit_code_of(act)
+
+
+def exit_code_of(act: Callable[[], None]) -> int:
+    """Call it; bad input becomes one line and exit code 2, as `main` says."""
+    try:
+        act()
     except Exception as error:
         message = input_error_in(error)
         if message is None:

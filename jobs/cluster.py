@@ -15,7 +15,7 @@ LOCAL_OBJECT_STORE_BYTES = 256 << 20  # rows pass through it, never weights; Ray
 
 
 def connect(recipe: Recipe) -> None:
-    """Connect to the cluster of this Ray job or of RAY_ADDRESS, or else start Ray in this process's machine.
+    """`start`, and check that the cluster has what the recipe needs.
 
     Connecting twice is harmless, so `jobs.pipeline` and the stages that it calls each do so.
 
@@ -24,20 +24,34 @@ def connect(recipe: Recipe) -> None:
     """
     if ray.is_initialized():
         return
-    # Ray Data's own progress report is a page a second on a plain terminal; the jobs print a line instead.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    DataContext.get_current().enable_progress_bars = False
-    address = os.environ.get("RAY_ADDRESS")  # `ray job submit` sets it for the job's driver
-    if not address:
-        _start_local()
+    start()
+    if not os.environ.get("RAY_ADDRESS"):
         check_resources(recipe, ray.cluster_resources())
         return
     _warn_of_temporary_output(recipe)
-    _connect_to(address)
     try:
         check_resources(recipe, ray.cluster_resources())
     except InputError as shortage:  # an autoscaling cluster starts its GPU nodes only when they are asked for
         print(f"warning: {shortage}; waiting for it to grow", file=sys.stderr)
+
+
+def start() -> None:
+    """Connect to the cluster of this Ray job or of RAY_ADDRESS, or else start Ray on this machine.
+
+    Raises:
+        InputError: RAY_ADDRESS is not that of a running cluster.
+    """
+    # Ray Data's own progress report is a page a second on a plain terminal; the jobs print a line instead.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # An actor holds a model, and the warning that it takes more memory than was asked for helps nobody.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
+    address = os.environ.get("RAY_ADDRESS")  # `ray job submit` sets it for the job's driver
+    if address:
+        _connect_to(address)
+    else:
+        _start_local()
 
 
 def check_resources(recipe: Recipe, available: dict[str, float]) -> None:

@@ -123,7 +123,8 @@ class Scheduler:
             matched = self.pool.match(sequence.tokens[:-1])
             sequence.blocks = list(matched)
             missing = self._blocks_needed(sequence, window) - len(matched)
-            spare = len(self.running)  # else a running sequence would soon preempt the new one
+            # a block for each running sequence that is still to grow, else it would soon preempt the new one
+            spare = sum(len(row.blocks) < self.pool.blocks_for(row.max_length) for row in self.running)
             if self.pool.num_available < missing + spare or not self._extend(sequence, missing):
                 self.pool.release(matched)
                 sequence.blocks = []

@@ -1,0 +1,1 @@
+"""Measurements of engines against each other and against the hardware."""

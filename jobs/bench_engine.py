@@ -1,0 +1,208 @@
+"""Measure our engine, and vLLM where it is installed, under the same load.
+
+    python jobs/bench_engine.py --shape llama-2-7b --concurrency 1 8 32 --n 16 --out results/engine.json
+    python jobs/bench_engine.py --model runs/demo/student --prompts runs/demo/prompts/prompts.parquet
+
+A row for each decoder, window and number of requests in flight. Each engine runs in a process of its own with a GPU of
+its own. The last line is one JSON document.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+
+from cllm.artifacts import write_atomic
+from cllm.bench.bandwidth import copy_bandwidth, weight_bytes
+from cllm.bench.closed_loop import closed_loop
+from cllm.bench.engines import Case, Decoder, Row, measure_ours, memory_in_use, workload
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.engine.backends import attention_for, ops_for
+from cllm.engine.model import DecoderModel
+from cllm.engine.weights import load_model, random_model
+from cllm.errors import InputError
+from cllm.models import (
+    default_device,
+    eos_token_ids,
+    load_generation_config,
+    load_tokenizer,
+    pad_token_id,
+    resolve_dtype,
+)
+from cllm.provenance import collect_provenance
+from cllm.report.engines import engines_table
+from cllm.tasks.prompts import read_prompts
+from jobs.cli import exit_code_of, print_last_line_json
+from jobs.cluster import start
+
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+    },
+}
+DECODERS: tuple[Decoder, ...] = ("ar", "jacobi", "jacobi-block", "jacobi-adaptive")
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    source = result.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="PATH", help="checkpoint: a folder or a Hugging Face id")
+    source.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape")
+    result.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="prompts.parquet of a run; default: random prompts"
+    )
+    result.add_argument("--num-prompts", type=int, default=64, metavar="N", help="prompts to draw (default 64)")
+    result.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="of random prompts (default 128)")
+    result.add_argument("--new-tokens", type=int, default=256, metavar="N", help="at most (default 256)")
+    result.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N")
+    result.add_argument("--n", type=int, nargs="+", default=[16], metavar="N", help="windows of Jacobi (default 16)")
+    result.add_argument("--decoders", nargs="+", default=["ar", "jacobi"], choices=DECODERS)
+    result.add_argument("--guess", default="pad", choices=["pad", "prompt"], help="initial guesses (default pad)")
+    result.add_argument("--vllm", action="store_true", help="measure vLLM's AR decoding as well")
+    result.add_argument("--out", type=Path, metavar="FILE", help="write the document there, too")
+    return result
+
+
+def run(arguments: argparse.Namespace) -> None:
+    check(arguments)
+    start()
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    document = {"rows": [], "provenance": collect_provenance(sys.argv), "settings": settings(arguments)}
+    measured = ray.get(measure_cllm.options(num_gpus=gpus).remote(arguments))
+    document |= measured
+    if arguments.vllm:
+        peer = ray.get(measure_vllm.options(num_gpus=gpus).remote(arguments, measured["floor_ms"]))
+        document |= {"rows": measured["rows"] + peer["rows"], "vllm": peer["vllm"]}
+    if arguments.out:
+        write_atomic(arguments.out, json.dumps(document, indent=1, allow_nan=False))
+    print(f"\n{engines_table(document['rows'])}\n", flush=True)
+    print_last_line_json(document)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    numbers = [arguments.num_prompts, arguments.prompt_tokens, arguments.new_tokens]
+    if min(*numbers, *arguments.concurrency, *arguments.n) < 1:
+        raise InputError("--num-prompts, --prompt-tokens, --new-tokens, --concurrency, --n: must be at least 1")
+    if arguments.prompts is not None and arguments.model is None:
+        raise InputError("--prompts: a model with random weights has no tokenizer that made them; give --model")
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, without folders of this machine."""
+    return {key: value for key, value in vars(arguments).items() if key not in ("model", "prompts", "out")}
+
+
+@ray.remote
+def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
+    device = default_device()
+    model, eos_ids, pad_id = subject(arguments, device)
+    rows = []
+    requests = requests_for(arguments, model.shape.vocab_size)
+    for row in measure_ours(
+        model, model_name(arguments), cases(arguments), requests, eos_ids=eos_ids, pad_id=pad_id, guess=arguments.guess
+    ):
+        rows.append(row.document())
+        print(json.dumps(rows[-1]), flush=True)
+    bandwidth = copy_bandwidth(device)
+    return {
+        "rows": rows,
+        "copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+        "floor_ms": 1000 * weight_bytes(model) / bandwidth,
+        "hardware": collect_provenance(())["hardware"],
+    }
+
+
+@ray.remote
+def measure_vllm(arguments: argparse.Namespace, floor_ms: float) -> dict[str, Any]:
+    from cllm.bench.vllm_server import VllmServer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, config = arguments.model, None
+        if path is None:
+            config = shape_config(arguments.shape)
+            config.architectures = ["LlamaForCausalLM"]
+            config.save_pretrained(folder)
+            path = folder
+        vocab_size = (config or AutoConfig.from_pretrained(path)).vocab_size
+        requests = requests_for(arguments, vocab_size)
+        longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
+        server = VllmServer(
+            path, max_rows=max(arguments.concurrency), max_tokens=longest, dummy=arguments.model is None, dtype="auto"
+        )
+        rows = []
+        for concurrency in arguments.concurrency:
+            closed_loop(server, requests[:concurrency], concurrency)
+            load = closed_loop(server, workload(requests, concurrency), concurrency)
+            names = {
+                "engine": "vllm",
+                "decoder": "ar",
+                "model": model_name(arguments),
+                "concurrency": concurrency,
+                "n": 1,
+            }
+            rows.append(Row.of(load, floor_ms=floor_ms, memory_gib=memory_in_use(default_device()), **names).document())
+            print(json.dumps(rows[-1]), flush=True)
+        return {"rows": rows, "vllm": server.description}
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    for concurrency in arguments.concurrency:
+        for decoder in arguments.decoders:
+            for n in [1] if decoder == "ar" else arguments.n:
+                yield Case(decoder, n, concurrency)
+
+
+def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[DecoderModel, Sequence[int], int]:
+    """The model to measure, its end tokens and its padding token."""
+    dtype = resolve_dtype("auto", device)
+    options = {"ops": ops_for(device, dtype), "attention": attention_for(device, dtype)}
+    if arguments.model is None:
+        return random_model(shape_config(arguments.shape), dtype, device, **options), (), 0
+    tokenizer = load_tokenizer(arguments.model)
+    eos_ids = eos_token_ids(load_generation_config(arguments.model), tokenizer)
+    return load_model(arguments.model, dtype, device, **options), eos_ids, pad_token_id(tokenizer)
+
+
+def shape_config(name: str) -> PretrainedConfig:
+    return LlamaConfig(**SHAPES[name], torch_dtype="bfloat16")
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    return arguments.shape or Path(arguments.model).name
+
+
+def requests_for(arguments: argparse.Namespace, vocab_size: int) -> list[DecodeRequest]:
+    """Test prompts by hashed id, which end where the model ends them; or random ones of fixed length."""
+    if arguments.prompts is not None:
+        drawn = sorted(read_prompts(arguments.prompts, "test"), key=lambda prompt: prompt.prompt_id)
+        return [DecodeRequest(prompt.prompt_ids, arguments.new_tokens) for prompt in drawn[: arguments.num_prompts]]
+    generator = torch.Generator().manual_seed(0)
+    tokens_BL = torch.randint(vocab_size, (arguments.num_prompts, arguments.prompt_tokens), generator=generator)
+    endless = SamplingParams(ignore_eos=True)
+    return [DecodeRequest(tuple(row), arguments.new_tokens, endless) for row in tokens_BL.tolist()]
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(lambda: run(parser().parse_args())))

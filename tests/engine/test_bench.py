@@ -1,0 +1,83 @@
+"""The benchmark's arithmetic."""
+
+import pytest
+import torch
+
+from cllm.bench.bandwidth import weight_bytes
+from cllm.bench.closed_loop import closed_loop
+from cllm.bench.engines import Case, OurServer, Row, measure_ours, workload
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.engine.weights import model_from_transformers
+from cllm.report.engines import engines_table
+from tests.engine.making import make_engine
+from tests.fakes import EOS, PAD, tiny_model
+
+
+class Scripted:
+    """Every request commits two tokens a step and ends with its limit; a step takes 10 ms."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.most = 0
+        self.time = 0.0
+
+    def add(self, request: DecodeRequest) -> None:
+        self.left.append(request.max_new_tokens)
+        self.most = max(self.most, len(self.left))
+
+    def step(self):
+        self.time += 0.01
+        advanced = [(min(2, left), left <= 2) for left in self.left]
+        self.left = [left - 2 for left in self.left if left > 2]
+        return advanced
+
+
+def test_closed_loop_keeps_its_concurrency_and_counts():
+    server = Scripted()
+    load = closed_loop(server, [DecodeRequest((3,), 5)] * 6, 2, clock=lambda: server.time)
+    assert server.most == 2
+    assert (load.tokens, load.advances) == (30, 18)
+    assert load.seconds == pytest.approx(0.09)
+    assert load.tokens_per_s == pytest.approx(30 / 0.09)
+    assert load.step_ms == pytest.approx(10)
+
+
+def test_our_engine_under_load_gives_all_tokens():
+    requests = [DecodeRequest((3 + i, 4), 10, SamplingParams(ignore_eos=True)) for i in range(7)]
+    load = closed_loop(OurServer(make_engine(tiny_model(2), window=4, overlap=True)), requests, 3)
+    assert load.tokens == 70
+    assert load.step_ms is not None
+
+
+def test_rows_and_table():
+    model = model_from_transformers(tiny_model(1))
+    cases = [Case("ar", 1, 2), Case("jacobi-block", 4, 2), Case("jacobi-adaptive", 4, 2)]
+    requests = [DecodeRequest((3, 4), 8, SamplingParams(ignore_eos=True))]
+    rows = list(measure_ours(model, "tiny", cases, requests, eos_ids=[EOS], pad_id=PAD, guess="pad"))
+    assert [(row.decoder, row.n, row.concurrency) for row in rows] == [(c.decoder, c.n, c.concurrency) for c in cases]
+    assert rows[0].tpf == 1
+    assert min(row.tokens_per_s for row in rows) > 0
+    lines = engines_table([row.document() for row in rows]).splitlines()
+    assert len(lines) == 5
+    assert all(line.count("|") == 11 for line in lines)
+
+
+def test_floor_counts_every_matrix_once():
+    model = tiny_model(0)
+    expected = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
+    assert weight_bytes(model_from_transformers(model)) == 4 * expected
+
+
+def test_workload_is_twice_the_concurrency():
+    requests = [DecodeRequest((i + 3,), 4) for i in range(3)]
+    assert workload(requests, 1) == requests
+    assert len(workload(requests, 4)) == 9
+
+
+def test_row_of_a_load_without_full_steps():
+    load = closed_loop(OurServer(make_engine(tiny_model(2), window=4)), [DecodeRequest((3,), 2)], 2)
+    names = {"engine": "cllm", "decoder": "ar", "model": "tiny", "concurrency": 2, "n": 1}
+    row = Row.of(load, floor_ms=1.0, memory_gib=None, **names)
+    assert row.step_ms is None
+    assert row.floor_ratio is None
+    assert torch.isfinite(torch.tensor(row.tokens_per_s))
