@@ -1,8 +1,11 @@
 """The benchmark's arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from cllm.bench.agreement import compare, first_difference
 from cllm.bench.bandwidth import weight_bytes
 from cllm.bench.closed_loop import closed_loop
 from cllm.bench.engines import Case, OurServer, Row, measure_ours, workload
@@ -81,3 +84,25 @@ def test_row_of_a_load_without_full_steps():
     assert row.step_ms is None
     assert row.floor_ratio is None
     assert torch.isfinite(torch.tensor(row.tokens_per_s))
+
+
+def test_first_difference():
+    assert first_difference((1, 2, 3), (1, 2, 3)) is None
+    assert first_difference((1, 2, 3), (1, 5, 3)) == 1
+    assert first_difference((1, 2, 3), (1, 2)) == 2
+
+
+def test_agreement_rates_the_first_difference():
+    model = tiny_model(2)
+    engine = make_engine(model, window=1)
+    requests = [DecodeRequest((3 + i, 4), 12) for i in range(3)]
+    results = engine.generate(requests)
+    assert compare(engine, requests, results, results).identical == 1
+    tokens = list(results[1].token_ids)
+    tokens[0] = 23 if tokens[0] != 23 else 22
+    other = [results[0], replace(results[1], token_ids=tuple(tokens)), results[2]]
+    agreement = compare(engine, requests, results, other)
+    with torch.no_grad():
+        top = model(torch.tensor([requests[1].prompt_ids])).logits[0, -1].topk(2).values
+    assert agreement.identical == pytest.approx(2 / 3)
+    assert agreement.margins == (pytest.approx(float(top[0] - top[1]), abs=1e-4),)
