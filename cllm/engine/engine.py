@@ -4,7 +4,7 @@ Shapes: none here; tensors live in `cllm.engine.runner` and below.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
@@ -122,13 +122,20 @@ class Engine:
         if sequence is not None:
             self._drop(sequence)
 
-    def step(self) -> list[Commit]:
+    def next_window(self) -> int:
+        """The window that the policy wants for the next step."""
+        return self.policy.choose([row.key for row in self.scheduler.running])
+
+    def step(self, window: int | None = None) -> list[Commit]:
         """Launch the next step, and return what the latest finished one committed, in the order of its rows.
 
         `last_step` then says what that step did; it is None if none was finished.
+
+        Args:
+            window: of the step; None: the policy's choice.
         """
         self.last_step = None
-        launched = self._launch()
+        launched = self._launch(self.next_window() if window is None else window)
         if self.overlap:
             launched, self._in_flight = self._in_flight, launched
         return [] if launched is None else self._read(launched)
@@ -143,13 +150,13 @@ class Engine:
 
     def generate(self, requests: Many[DecodeRequest]) -> list[DecodeResult]:
         """Decode all requests; results in their order."""
-        sequences = [self._sequences[self.add(request)] for request in requests]
-        while any(sequence.finish_reason is None for sequence in sequences):
-            self.step()
-        return [sequence.result() for sequence in sequences]
+        return run_to_end(self, [self.add(request) for request in requests], self.step)
 
-    def _launch(self) -> Launched | None:
-        window = self.policy.choose([row.key for row in self.scheduler.running])
+    def sequence(self, key: int) -> Sequence:
+        """An unfinished request."""
+        return self._sequences[key]
+
+    def _launch(self, window: int) -> Launched | None:
         plan = self.scheduler.plan(window)
         if plan.grown:
             self.runner.state.grow(plan.grown)
@@ -240,6 +247,14 @@ class Engine:
         accepted = sum(len(commit.token_ids) for commit in commits)
         self.last_step = StepStats(len(launched.rows), launched.width, accepted, 1000 * (now - self._read_at))
         self._read_at = now
+
+
+def run_to_end(engine: Engine, keys: Many[int], step: Callable[[], object]) -> list[DecodeResult]:
+    """Step until these requests are finished; their results."""
+    sequences = [engine.sequence(key) for key in keys]
+    while any(sequence.finish_reason is None for sequence in sequences):
+        step()
+    return [sequence.result() for sequence in sequences]
 
 
 def _logprobs(found: Logprobs | None, place: int, row: Sequence, count: int) -> tuple[TokenLogprob, ...] | None:
