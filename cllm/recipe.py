@@ -1,5 +1,6 @@
 """A recipe describes a whole run: task, models, collection, training, evaluation. Frozen, typed, strict."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 from cllm.config import Config
 from cllm.decoding.config import GuessKind
 from cllm.tasks.registry import TaskConfig
+from cllm.tasks.spider import SpiderConfig
 
 
 class PromptConfig(Config):
@@ -152,6 +154,7 @@ class ResourceConfig(Config):
     cpus_per_worker: int = Field(2, ge=1)  # threads of the training worker on CPU
     cpus_per_actor: int = Field(1, ge=1)  # threads of one collection or evaluation actor on CPU
     max_failures: int = Field(3, ge=0)  # restarts of a training job after lost workers
+    compile: bool = False  # training through torch.compile: faster steps after a minute; losses differ by rounding
 
 
 class Recipe(Config):
@@ -174,3 +177,33 @@ class Recipe(Config):
         if self.teacher.scratch is not None and self.finetune is None:
             raise ValueError("a teacher from scratch needs a finetune section")
         return self
+
+    @model_validator(mode="after")
+    def _muon_trains_on_one_gpu(self) -> "Recipe":
+        sections = {"finetune": self.finetune, "train": self.train}
+        for name, section in sections.items():
+            if section is not None and section.optim.optimizer == "muon" and self.resources.gpus > 1:
+                raise ValueError(f"{name}.optim.optimizer=muon trains on one GPU, resources.gpus={self.resources.gpus}")
+        return self
+
+    @model_validator(mode="after")
+    def _responses_fit_a_teacher_from_scratch(self) -> "Recipe":
+        """A teacher that is loaded knows its limit itself: `cllm.models.check_context_fits`."""
+        if self.teacher.scratch is None:
+            return self
+        prompt, limit = self.prompts.max_prompt_tokens, self.teacher.scratch.max_positions
+        sections = {"collect": self.collect.max_new_tokens, "evaluate": self.evaluate.max_new_tokens}
+        for name, new in sections.items():
+            if prompt + new > limit:
+                raise ValueError(
+                    f"prompts.max_prompt_tokens={prompt} + {name}.max_new_tokens={new} is more than "
+                    f"teacher.scratch.max_positions={limit}"
+                )
+        return self
+
+    @property
+    def placed_task(self) -> TaskConfig:
+        """The task section with the folder of its databases: below `output`, unless the recipe names another."""
+        if isinstance(self.task, SpiderConfig) and self.task.databases is None:
+            return self.task.model_copy(update={"databases": str(Path(self.output) / "databases")})
+        return self.task

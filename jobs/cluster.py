@@ -43,6 +43,7 @@ def start() -> None:
     """
     # Ray Data's own progress report is a page a second on a plain terminal; the jobs print a line instead.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # it logs what it raises, traceback and all
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # An actor holds a model, and the warning that it takes more memory than was asked for helps nobody.

@@ -37,7 +37,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
 @ray.remote(num_cpus=1)
 def prepare(recipe: Recipe, command: Sequence[str]) -> None:
     """The whole stage, on one core of any node that sees the run's storage."""
-    task = load_task(recipe.task)
+    task = load_task(recipe.placed_task)
     examples, counts = assign_splits(
         task.examples(), validation_fraction=recipe.prompts.validation_fraction, seed=recipe.seed
     )

@@ -24,7 +24,8 @@ from cllm.recipe import OptimConfig, Recipe
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
 from cllm.training.session import Session, distill_session, finetune_session
 from cllm.training.throughput import Throughput
-from cllm.training.trainer import StepLosses, Worker
+from cllm.training.trainer import StepLosses
+from cllm.training.worker import Worker
 from jobs.stages import Stage
 
 SESSIONS: dict[str, Callable[[Recipe, Worker], Session]] = {"teacher": finetune_session, "student": distill_session}

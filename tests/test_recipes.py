@@ -68,8 +68,34 @@ def test_overrides_reach_nested_sections_with_their_types() -> None:
         ("task.name=nosuch", r"task: .*nosuch"),
         ("finetune=null", "a teacher from scratch needs a finetune section"),
         ("teacher.path=/models/x", "give exactly one of path and scratch"),
+        (
+            "collect.max_new_tokens=257",
+            r"max_prompt_tokens=256 \+ collect\.max_new_tokens=257 .* teacher\.scratch\.max_positions=512",
+        ),
+        (
+            "evaluate.max_new_tokens=257",
+            r"max_prompt_tokens=256 \+ evaluate\.max_new_tokens=257 .* teacher\.scratch\.max_positions=512",
+        ),
     ],
 )
 def test_bad_override_names_the_key(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         get_recipe("debug").with_overrides([override])
+
+
+@pytest.mark.parametrize("section", ["finetune", "train"])
+def test_muon_on_several_gpus_is_refused(section: str) -> None:
+    one = get_recipe("debug").with_overrides([f"{section}.optim.optimizer=muon", "resources.gpus=1"])
+    with pytest.raises(InputError, match=rf"{section}\.optim\.optimizer=muon .*resources\.gpus=2"):
+        one.with_overrides(["resources.gpus=2"])
+
+
+def test_databases_follow_the_output_unless_the_recipe_names_them() -> None:
+    recipe = get_recipe("spider-small")
+    assert recipe.placed_task == recipe.task.model_copy(update={"databases": "runs/spider-small/databases"})
+    moved = recipe.with_overrides(["output=/shared/run"])
+    assert moved.placed_task == recipe.task.model_copy(update={"databases": "/shared/run/databases"})
+    named = moved.with_overrides(["task.databases=/data/built"])
+    assert named.placed_task == named.task
+    debug = get_recipe("debug")
+    assert debug.placed_task is debug.task

@@ -59,7 +59,7 @@ def paper_spider() -> Recipe:
     return Recipe(
         name="paper-spider",
         output="runs/paper-spider",
-        task=SpiderConfig(name="spider", source="data/spider", databases="runs/spider-databases"),
+        task=SpiderConfig(name="spider", source="data/spider"),
         prompts=_prompts(),
         teacher=ModelConfig(path="deepseek-ai/deepseek-coder-7b-instruct-v1.5"),
         finetune=_finetune(steps=_one_epoch(7_000, tokens=400 + 50)),

@@ -45,12 +45,7 @@ def spider_small() -> Recipe:
     about unseen schemas. Give the folder with the contents: --set task.source=DIR."""
     return _small(
         "spider-small",
-        SpiderConfig(
-            source="data/spider",
-            databases="runs/spider-databases",
-            held_out="questions",
-            without_contents="drop",
-        ),
+        SpiderConfig(source="data/spider", held_out="questions", without_contents="drop"),
         finetune_steps=500,
         max_new_tokens=160,
         loss=LossConfig(ar_weight=10.0, states="guess", on_policy_iterations=2, states_per_block=2),

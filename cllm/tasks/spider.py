@@ -40,7 +40,9 @@ class SpiderConfig(Config):
 
     name: Literal["spider"] = "spider"
     source: str
-    databases: str  # folder of <db_id>/<db_id>.sqlite, on storage that all workers share; missing ones are built
+    # Folder of <db_id>/<db_id>.sqlite, on storage that all workers share; missing ones are built. None: in a run
+    # `databases` in its output, otherwise in the working folder.
+    databases: str | None = None
     # Train rows that read a table or database without contents can be trained on but not scored.
     without_contents: Literal["keep", "drop"] = "keep"
     # databases: test is the dev set, whose databases no train question is about. questions: test is a tenth of the
@@ -59,7 +61,9 @@ class Spider:
     def __init__(self, config: SpiderConfig) -> None:
         self._config = config
         self._folder = Path(config.source).expanduser()
-        self._databases = Path(config.databases).expanduser().absolute()  # workers have other working folders
+        self._databases = (
+            Path(config.databases or "databases").expanduser().absolute()
+        )  # workers have other working folders
         self._schema_text = lru_cache(maxsize=None)(self._describe)
         self._missing = lru_cache(maxsize=None)(self._find_missing)
 

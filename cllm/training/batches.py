@@ -54,9 +54,10 @@ class RowStream:
 
     def _pack_epoch(self) -> list[RowOfDocuments]:
         documents = [document.fitted(self._row_tokens) for document in self._source.documents(self._epoch)]
-        self.num_too_long = sum(document.num_tokens > self._row_tokens for document in documents)
         random.Random(f"{self._seed}/order/{self._epoch}").shuffle(documents)
-        assigned = assign_rows([document.num_tokens for document in documents], self._row_tokens)
+        lengths = [document.num_tokens for document in documents]
+        self.num_too_long = sum(length > self._row_tokens for length in lengths)
+        assigned = assign_rows(lengths, self._row_tokens)
         if not assigned:
             raise InputError(f"no document fits into a row of {self._row_tokens} tokens ({len(documents)} documents)")
         return [[documents[i] for i in row] for row in assigned]

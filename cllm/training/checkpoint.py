@@ -32,7 +32,7 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
             no_dist=trainer.worker.world == 1,
         )
     if trainer.worker.rank == 0:
-        (folder / _PROGRESS).write_text(json.dumps({"step": trainer.step, "stream": trainer.stream.state}))
+        (folder / _PROGRESS).write_text(json.dumps({"step": trainer.step, "stream": trainer.feed.state}))
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> None:
@@ -53,7 +53,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
         trainer.objective, trainer.optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )
     trainer.step = progress["step"]
-    trainer.stream.restore(progress["stream"])
+    trainer.feed.restore(progress["stream"])
 
 
 def full_model_state(trainer: Trainer) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class Span:
     tokens: tuple[int, ...]
     target: "Span | None" = None
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) + (0 if self.target is None else len(self.target.tokens))
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -39,15 +43,15 @@ class Document:
     @property
     def num_tokens(self) -> int:
         """Tokens this document takes in a packed row."""
-        spans = sum(len(span.tokens) + (len(span.target.tokens) if span.target else 0) for span in self.spans)
-        return len(self.prompt_ids) + len(self.response_ids) + spans
+        return len(self.prompt_ids) + len(self.response_ids) + sum([span.num_tokens for span in self.spans])
 
     def fitted(self, max_tokens: int) -> "Document":
         """This document with as many of its first spans as fit; its prompt and response stay whole even if too long."""
-        spans = self.spans
-        while spans and replace(self, spans=spans).num_tokens > max_tokens:
-            spans = spans[:-1]
-        return self if len(spans) == len(self.spans) else replace(self, spans=spans)
+        excess, count = self.num_tokens - max_tokens, len(self.spans)
+        while excess > 0 and count:
+            count -= 1
+            excess -= self.spans[count].num_tokens
+        return self if count == len(self.spans) else replace(self, spans=self.spans[:count])
 
     @property
     def num_ar_labels(self) -> int:
@@ -55,4 +59,4 @@ class Document:
 
     @property
     def num_consistency_labels(self) -> int:
-        return sum(len(span.tokens) for span in self.spans)
+        return sum([len(span.tokens) for span in self.spans])

@@ -1,6 +1,6 @@
 """One forward over packed rows gives all losses; the slow twin makes one forward for every part of every document.
 
-Shapes: R rows, L row length, E hidden size, T tokens that bear a loss, V vocabulary.
+Shapes: R rows, L row length, N = R * L, E hidden size, T tokens that bear a loss, V vocabulary.
 """
 
 import torch
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from cllm.training.documents import Document
 from cllm.training.losses import Divergence, LossSums, ar_loss_T, divergence_T
 from cllm.training.masks import attention_mask
-from cllm.training.packing import IGNORED, PackedRows
+from cllm.training.packing import PackedRows
 
 
 class PackedObjective(torch.nn.Module):
@@ -29,21 +29,16 @@ class PackedObjective(torch.nn.Module):
 
 
 def packed_losses(model: PreTrainedModel, rows: PackedRows, divergence: Divergence) -> LossSums:
-    """Loss sums of packed rows by a single forward pass."""
+    """Loss sums of packed rows by a single forward pass. Never waits for the GPU: all places are known beforehand."""
     hidden_NE = hidden_states_RLE(model, rows).flatten(0, 1)
-    labels_N = rows.label_RL.flatten()
-    ar_T = (labels_N != IGNORED).nonzero()[:, 0]
-    row_start_R1 = torch.arange(rows.tokens_RL.shape[0], device=ar_T.device)[:, None] * rows.tokens_RL.shape[1]
-    targets_N = torch.where(rows.target_RL == IGNORED, IGNORED, rows.target_RL + row_start_R1).flatten()
-    student_T = (targets_N != IGNORED).nonzero()[:, 0]
     head = _head(model)
-    ar = ar_loss_T(head(hidden_NE[ar_T]), labels_N[ar_T]).sum()
+    ar = ar_loss_T(head(hidden_NE[rows.ar_T]), rows.tokens_RL.flatten()[rows.ar_T + 1]).sum()
     consistency = ar.new_zeros(())
-    if len(student_T):
+    if len(rows.student_T):
         with torch.no_grad():
-            teacher_TV = head(hidden_NE[targets_N[student_T]])
-        consistency = divergence_T(teacher_TV, head(hidden_NE[student_T]), divergence).sum()
-    return LossSums(ar, consistency, len(ar_T), len(student_T))
+            teacher_TV = head(hidden_NE[rows.teacher_T])
+        consistency = divergence_T(teacher_TV, head(hidden_NE[rows.student_T]), divergence).sum()
+    return LossSums(ar, consistency, len(rows.ar_T), len(rows.student_T))
 
 
 def hidden_states_RLE(model: PreTrainedModel, rows: PackedRows) -> torch.Tensor:

@@ -46,3 +46,8 @@ class LossSums:
     consistency: torch.Tensor
     num_ar: int
     num_consistency: int
+
+    @property
+    def stacked(self) -> torch.Tensor:
+        """AR and consistency sums without gradient, float32 [2]."""
+        return torch.stack([self.ar.detach(), self.consistency.detach()])

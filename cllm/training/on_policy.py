@@ -3,11 +3,14 @@
 At inference the student meets its own predictions, not the teacher's. All windows of all responses iterate at once, for
 what precedes a window is known: one packed forward without gradient is one iteration of them all (the on-policy idea of
 the paper's section 4.3, without a second collection).
+
+Shapes: T noisy tokens.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -38,48 +41,28 @@ class Refiner:
 
         A span never grows, so the new rows fit where the old ones did.
         """
-        indices, sizes = _prediction_places(rows, packed.tokens_RL.shape[1])
-        if not indices:
-            return [list(row) for row in rows]
-        predicted = objective(packed, torch.tensor(indices, device=packed.tokens_RL.device)).tolist()
-        states = iter(_split(predicted, sizes))
-        return [[self._moved(document, states) for document in row] for row in rows]
+        predictions = iter(objective(packed, _predicting_T(packed)).tolist())
+        return [[self._moved(document, predictions) for document in row] for row in rows]
 
-    def _moved(self, document: Document, states: Iterator[tuple[int, ...]]) -> Document:
-        moved = (self._move(document, span, next(states)) for span in document.spans)
-        return replace(document, spans=tuple(span for span in moved if span is not None))
+    def _moved(self, document: Document, predictions: Iterator[int]) -> Document:
+        moved = [self._move(document, span, tuple(islice(predictions, len(span.tokens)))) for span in document.spans]
+        return replace(document, spans=tuple([span for span in moved if span is not None]))
 
     def _move(self, document: Document, span: Span, state: tuple[int, ...]) -> Span | None:
+        if state[0] != document.response_ids[span.start]:
+            return Span(span.start, state)
         end = span.start + len(state)
         refill: tuple[int, ...] = ()
         if end < len(document.response_ids):
             refill = self.guess.tokens(document.prompt_ids, document.response_ids, end, self.seed)
         new = make_span(document.response_ids, span.start, state + refill, (), local=False)
-        return None if new is None else replace(new, tokens=new.tokens[: len(state)])
+        return None if new is None else Span(new.start, new.tokens[: len(state)])
 
 
-def _prediction_places(rows: Sequence[RowOfDocuments], row_tokens: int) -> tuple[list[int], list[int]]:
-    """Flat indices of the inputs that predict each span's tokens (the clean one before it, then its own), span by span,
-    and each span's size."""
-    indices: list[int] = []
-    sizes: list[int] = []
-    for number, row in enumerate(rows):
-        first = number * row_tokens
-        for document in row:
-            begin = first + len(document.prompt_ids) + len(document.response_ids)
-            for span in document.spans:
-                indices += [
-                    first + len(document.prompt_ids) + span.start - 1,
-                    *range(begin, begin + len(span.tokens) - 1),
-                ]
-                sizes.append(len(span.tokens))
-                begin += len(span.tokens)
-            first += document.num_tokens
-    return indices, sizes
-
-
-def _split(values: list[int], sizes: list[int]) -> Iterator[tuple[int, ...]]:
-    start = 0
-    for size in sizes:
-        yield tuple(values[start : start + size])
-        start += size
+def _predicting_T(packed: PackedRows) -> torch.Tensor:
+    """Flat indices of the tokens that predict `student_T`: the one before each, for a span's first the clean one."""
+    student_T = packed.student_T
+    place_T = student_T % packed.tokens_RL.shape[1]
+    context_end_T = packed.context_end_RL.flatten()[student_T]
+    is_first_T = packed.own_start_RL.flatten()[student_T] == place_T
+    return student_T - torch.where(is_first_T, place_T - context_end_T, 0) - 1

@@ -3,61 +3,63 @@
 A document lies in its row as [prompt][response][span][span]...: one forward gives AR logits and teacher logits (on the
 clean response) and student logits (on the spans), where the paper's code makes three forwards a block.
 
-Shapes: R rows, L row length (tokens).
+Shapes: R rows, L row length (tokens), N = R * L, P pieces (clean tokens of a document, or one span), T some tokens.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 
-from cllm.training.documents import Document, Span
+from cllm.training.documents import Document
 
-IGNORED = -1
+_NO_TARGET = -1
 _OPEN_ROWS = 64  # rows that first-fit looks at; more would pack little tighter
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Packed rows as tensors, all int64 [R, L].
+    """Packed rows as int64 tensors.
+
+    A token sees two runs of its row: the clean tokens before its span, and its own group (the clean tokens of its
+    document, or its span) up to itself. Padding tokens see only themselves, so that no softmax row is empty.
 
     Attributes:
         tokens_RL: token ids, `pad_id` behind the last document.
         positions_RL: position ids; a span's tokens have those of the clean tokens they stand for.
-        document_RL: index of the document in its row; IGNORED is padding.
-        group_RL: 0 for clean tokens, otherwise the index of the span in its document.
-        context_RL: position before which a token sees clean tokens: of a span's token, the span's start; of a clean
-            token 0, for it sees the clean ones as members of its own group.
-        label_RL: the token that the AR loss expects next, or IGNORED.
-        target_RL: index in the row of the token whose prediction is the consistency target, or IGNORED.
+        context_start_RL, context_end_RL: the clean tokens before a token's span, from and up to without; of clean
+            tokens empty, for they see each other as members of their own group.
+        own_start_RL: where a token's own group begins.
+        ar_T: flat indices of the tokens whose successor is an AR label, ascending.
+        student_T: flat indices of the tokens that bear a consistency loss, ascending.
+        teacher_T: for each of `student_T`, the flat index of the token whose prediction is its target.
     """
 
     tokens_RL: torch.Tensor
     positions_RL: torch.Tensor
-    document_RL: torch.Tensor
-    group_RL: torch.Tensor
-    context_RL: torch.Tensor
-    label_RL: torch.Tensor
-    target_RL: torch.Tensor
+    context_start_RL: torch.Tensor
+    context_end_RL: torch.Tensor
+    own_start_RL: torch.Tensor
+    ar_T: torch.Tensor
+    student_T: torch.Tensor
+    teacher_T: torch.Tensor
 
     def to(self, device: torch.device) -> "PackedRows":
-        return PackedRows(*(getattr(self, name).to(device, non_blocking=True) for name in self.__slots__))
-
-    @property
-    def num_tokens(self) -> int:
-        return int((self.document_RL != IGNORED).sum())
+        """A copy on `device`; for a GPU it is queued, and the caller goes on at once."""
+        tensors = (getattr(self, name) for name in self.__slots__)
+        if device.type == "cuda":  # only from pinned memory does a copy not wait
+            tensors = (tensor.pin_memory() for tensor in tensors)
+        return PackedRows(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def visible_RLL(rows: PackedRows) -> torch.Tensor:
-    """The attention mask, bool [R, L queries, L keys]: the dense twin of the FlexAttention mask in `masks`.
-
-    A token sees, in its own document, the clean tokens before its context position, and its own group up to itself.
-    """
-    document, group, position = rows.document_RL, rows.group_RL, rows.positions_RL
-    same_document = document[:, :, None] == document[:, None, :]
-    clean_context = (group[:, None, :] == 0) & (position[:, None, :] < rows.context_RL[:, :, None])
-    own_group = (group[:, :, None] == group[:, None, :]) & (position[:, None, :] <= position[:, :, None])
-    return same_document & (clean_context | own_group)
+    """The attention mask, bool [R, L queries, L keys]: the dense twin of the FlexAttention mask in `masks`."""
+    key_L = torch.arange(rows.tokens_RL.shape[1], device=rows.tokens_RL.device)
+    context_RLL = (rows.context_start_RL[..., None] <= key_L) & (key_L < rows.context_end_RL[..., None])
+    own_RLL = (rows.own_start_RL[..., None] <= key_L) & (key_L <= key_L[:, None])
+    return context_RLL | own_RLL
 
 
 def assign_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -82,65 +84,68 @@ def assign_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 def pack(rows: Sequence[Iterable[Document]], row_tokens: int, pad_id: int) -> PackedRows:
     """Lay the documents of each row one behind the other. They must fit (see `assign_rows`)."""
-    columns = [_RowWriter(row_tokens, pad_id) for _ in rows]
-    for writer, documents in zip(columns, rows, strict=True):
+    pieces = _Pieces()
+    for number, documents in enumerate(rows):
+        end = number * row_tokens
         for document in documents:
-            writer.write(document)
-    return PackedRows(*(torch.tensor(data) for data in zip(*(writer.columns() for writer in columns), strict=True)))
+            end = pieces.add(document, end)
+        assert end <= (number + 1) * row_tokens, f"{end - number * row_tokens} tokens in a row of {row_tokens}"
+    return pieces.as_rows(len(rows), row_tokens, pad_id)
 
 
-class _RowWriter:
-    """Builds one packed row."""
+class _Pieces:
+    """Lists the pieces of documents (the only loop in Python), then makes the columns of all their tokens at once."""
 
-    def __init__(self, row_tokens: int, pad_id: int) -> None:
-        self.row_tokens = row_tokens
-        self.pad_id = pad_id
-        self.num_documents = 0
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        self.documents: list[int] = []
-        self.groups: list[int] = []
-        self.contexts: list[int] = []
-        self.labels: list[int] = []
-        self.targets: list[int] = []
+    def __init__(self) -> None:
+        self.tokens: list[Sequence[int]] = []
+        self.layout: list[tuple[int, int, int, int, int]] = []
 
-    def write(self, document: Document) -> None:
-        clean = document.prompt_ids + document.response_ids
-        first = len(self.tokens)
-        self._extend(clean, 0, group=0, context=0)
-        if document.learn_response:
-            prompt = len(document.prompt_ids)
-            labels = [IGNORED] * (prompt - 1) + list(document.response_ids) + [IGNORED]
-            self.labels[first:] = labels
-        for index, span in enumerate(document.spans):
-            self._write_span(span, len(document.prompt_ids), first, group=2 * index + 1)
-        self.num_documents += 1
+    def add(self, document: Document, first: int) -> int:
+        """Put a document behind the others, from the flat index `first` on; returns where it ends."""
+        prompt, clean = len(document.prompt_ids), document.prompt_ids + document.response_ids
+        end = first + len(clean)
+        labelled = first + prompt - 1 if document.learn_response else end
+        self._add(clean, first, first, 0, labelled, _NO_TARGET)
+        for span in document.spans:
+            place, position = end, prompt + span.start
+            end += len(span.tokens)
+            target = first + position if span.target is None else end
+            self._add(span.tokens, place, first, position, end, target)
+            if span.target is not None:
+                end += len(span.target.tokens)
+                self._add(span.target.tokens, target, first, position, end, _NO_TARGET)
+        return end
 
-    def _write_span(self, span: Span, prompt: int, first: int, group: int) -> None:
-        start = prompt + span.start
-        begin = len(self.tokens)
-        self._extend(span.tokens, start, group=group, context=start)
-        target = first + start
-        if span.target is not None:
-            target = len(self.tokens)
-            self._extend(span.target.tokens, start, group=group + 1, context=start)
-        for offset in range(len(span.tokens)):
-            self.targets[begin + offset] = target + offset
+    def _add(self, tokens: Sequence[int], place: int, document: int, position: int, labelled: int, target: int) -> None:
+        """All but the first position are flat indices: of the piece, its document, its first token that bears an AR
+        label (its end if none does), and the target of its first token."""
+        self.tokens.append(tokens)
+        self.layout.append((place, document, position, labelled, target))
 
-    def _extend(self, tokens: Sequence[int], position: int, *, group: int, context: int) -> None:
-        count = len(tokens)
-        self.tokens += tokens
-        self.positions += range(position, position + count)
-        self.documents += [self.num_documents] * count
-        self.groups += [group] * count
-        self.contexts += [context] * count
-        self.labels += [IGNORED] * count
-        self.targets += [IGNORED] * count
+    def as_rows(self, num_rows: int, row_tokens: int, pad_id: int) -> PackedRows:
+        size_P = np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
+        place_P, document_P, position_P, labelled_P, target_P = np.array(self.layout, np.int64).reshape(-1, 5).T
+        row_P = place_P - place_P % row_tokens
+        offset_T = np.arange(size_P.sum()) - np.repeat(size_P.cumsum() - size_P, size_P)
+        place_T = np.repeat(place_P, size_P) + offset_T
 
-    def columns(self) -> tuple[list[int], ...]:
-        missing = self.row_tokens - len(self.tokens)
-        assert missing >= 0, f"{len(self.tokens)} tokens in a row of {self.row_tokens}"
-        # Padding is a document of its own, so that each padding token sees itself and no softmax row is empty.
-        fills = (self.pad_id, 0, IGNORED, 0, 0, IGNORED, IGNORED)
-        lists = (self.tokens, self.positions, self.documents, self.groups, self.contexts, self.labels, self.targets)
-        return tuple(values + [fill] * missing for values, fill in zip(lists, fills, strict=True))
+        def column(values_T: np.ndarray, padding: int | np.ndarray) -> torch.Tensor:
+            values_N = np.empty(num_rows * row_tokens, np.int64)
+            values_N[:] = padding
+            values_N[place_T] = values_T
+            return torch.from_numpy(values_N.reshape(num_rows, row_tokens))
+
+        labelled_T = place_T >= np.repeat(labelled_P, size_P)
+        labelled_T &= place_T < np.repeat(place_P + size_P - 1, size_P)
+        target_T = np.repeat(target_P, size_P)
+        noisy_T = target_T != _NO_TARGET
+        return PackedRows(
+            tokens_RL=column(np.fromiter(chain.from_iterable(self.tokens), np.int64, len(place_T)), pad_id),
+            positions_RL=column(np.repeat(position_P, size_P) + offset_T, 0),
+            context_start_RL=column(np.repeat(document_P - row_P, size_P), 0),
+            context_end_RL=column(np.repeat(document_P - row_P + position_P, size_P), 0),
+            own_start_RL=column(np.repeat(place_P - row_P, size_P), np.arange(num_rows * row_tokens) % row_tokens),
+            ar_T=torch.from_numpy(place_T[labelled_T]),
+            student_T=torch.from_numpy(place_T[noisy_T]),
+            teacher_T=torch.from_numpy((target_T + offset_T)[noisy_T]),
+        )

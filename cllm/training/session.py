@@ -29,7 +29,8 @@ from cllm.tasks.prompts import read_prompts, tokenizer_hash
 from cllm.training.batches import RowOfDocuments, RowStream
 from cllm.training.on_policy import Refiner
 from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments, WindowGuess
-from cllm.training.trainer import Trainer, Worker
+from cllm.training.trainer import Trainer
+from cllm.training.worker import Worker
 
 HELD_OUT_SHARE = 0.03  # of the trajectories, for validation during distillation
 MAX_VALIDATION_ROWS = 64
@@ -83,6 +84,7 @@ def finetune_session(recipe: Recipe, worker: Worker) -> Session:
         dtype=dtype,
         pad_id=pad_token_id(tokenizer),
         worker=worker,
+        compile_layers=recipe.resources.compile,
     )
     held_out = ReferenceDocuments(read_prompts(layout.prompts_file, "validation"))
     validation = _validation_rows(held_out, config.optim, recipe.seed, worker)
@@ -113,6 +115,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
         pad_id=pad_token_id(tokenizer),
         worker=worker,
         refiner=Refiner(iterations, guess, recipe.seed) if iterations else None,
+        compile_layers=recipe.resources.compile,
     )
     validation: Sequence[RowOfDocuments] = []
     if held_out:
@@ -173,7 +176,7 @@ def _base_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, attention: s
         return model
     assert recipe.teacher.path is not None
     model = load_model(recipe.teacher.path, revision=recipe.teacher.revision, attention=attention)
-    check_tokenizer_fits(model, tokenizer, recipe.teacher.path)
+    check_tokenizer_fits(model.config.vocab_size, tokenizer, recipe.teacher.path)
     return model
 
 

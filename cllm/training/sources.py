@@ -121,7 +121,9 @@ def make_span(response: State, start: int, noisy: State, following: State, local
     ones stand in for them. Behind the last token that has a successor there is nothing to predict.
     """
     end = min(start + len(noisy), len(response) - 1)
-    first = next((i for i in range(start, end) if noisy[i - start] != response[i]), end)
+    first = start
+    while first < end and noisy[first - start] == response[first]:
+        first += 1
     if first >= end:
         return None
     target = None

@@ -5,7 +5,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from cllm.training.trainer import Worker
+from cllm.training.worker import Worker
 
 # Dense bf16 peak in FLOP/s by datasheet, looked up by a part of the device's name.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12}

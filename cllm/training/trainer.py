@@ -1,7 +1,8 @@
 """The optimiser step over packed rows, on one device or sharded by FSDP2 over several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,20 +12,13 @@ from transformers import PreTrainedModel
 from cllm.errors import InputError
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowOfDocuments, RowStream
+from cllm.training.feed import Step, StepFeed, count_labels
 from cllm.training.forward import PackedObjective
 from cllm.training.losses import Divergence, LossSums
 from cllm.training.on_policy import Refiner
 from cllm.training.optim import build_optimizers, learning_rate_at
-from cllm.training.packing import PackedRows, pack
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """This process among those that train together. `rank` of `world` processes, each with one device."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
+from cllm.training.packing import PackedRows
+from cllm.training.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +38,9 @@ class Trainer:
     Loss = consistency + ar_weight * AR, each the mean over its tokens of the whole step, whatever the number of workers
     and accumulation steps: both counts are known before the forward, because every worker sees the whole stream. With
     on-policy states the consistency mean is over the drawn tokens, though refinement may settle some of them.
+
+    Args:
+        compile_layers: decoder layers run through torch.compile; losses differ by rounding.
     """
 
     def __init__(
@@ -58,6 +55,7 @@ class Trainer:
         pad_id: int,
         worker: Worker,
         refiner: Refiner | None = None,
+        compile_layers: bool = False,
     ) -> None:
         parts = worker.world * config.accumulation
         if config.rows_per_step % parts:
@@ -66,13 +64,15 @@ class Trainer:
             raise InputError("optim.optimizer: muon trains on one worker only; use adamw")
         self.config = config
         self.stream = stream
+        self.feed = StepFeed(stream, config, pad_id, worker)
         self.worker = worker
         self.ar_weight = ar_weight
-        self.pad_id = pad_id
         self.refiner = refiner
         self.step = 0
         self.model = model
         self.objective = PackedObjective(model, divergence).to(worker.device).train()
+        if compile_layers:
+            compile_decoder_layers(model)
         if worker.world > 1:
             _shard(self.objective, dtype)
         self._autocast = torch.autocast(worker.device.type, dtype, enabled=worker.world == 1 and dtype != torch.float32)
@@ -80,10 +80,12 @@ class Trainer:
 
     def train_step(self) -> StepLosses:
         """One optimiser step; raises RuntimeError if the loss is not finite (nothing is updated then)."""
-        rows = self.stream.take(self.config.rows_per_step)
-        num_ar, num_consistency = count_labels(rows)
-        ar, consistency, num_tokens = self._backward(rows, num_ar, num_consistency)
+        step = self.feed.take()
+        sums = self._backward(step)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        if self.step + 1 < self.config.steps:
+            self.feed.prepare()  # while the GPU is at work: it is asked for a value only below
+        ar, consistency = self._sum_over_workers(sums)
         norm = float(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
         if not norm < float("inf"):
             raise RuntimeError(f"step {self.step}: gradient norm {norm}; lower the learning rate")
@@ -94,8 +96,10 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        sums = self._sum_over_workers(torch.stack([ar, consistency]))
-        return StepLosses(sums[0] / max(1, num_ar), sums[1] / max(1, num_consistency), num_tokens, norm, learning_rate)
+        num_tokens = self.config.rows_per_step * self.config.row_tokens
+        return StepLosses(
+            ar / max(1, step.num_ar), consistency / max(1, step.num_consistency), num_tokens, norm, learning_rate
+        )
 
     @torch.no_grad()
     def validate(self, rows: Sequence[RowOfDocuments]) -> tuple[float, float]:
@@ -103,42 +107,33 @@ class Trainer:
         self.objective.eval()
         totals = torch.zeros(2, device=self.worker.device)
         for row in rows[self.worker.rank :: self.worker.world]:
-            sums = self._losses([row])
-            totals += torch.stack([sums.ar, sums.consistency])
+            totals += self._losses([row], self.feed.pack([row])).stacked
         self.objective.train()
         num_ar, num_consistency = count_labels(rows)
         ar, consistency = self._sum_over_workers(totals)
         return ar / max(1, num_ar), consistency / max(1, num_consistency)
 
-    def _backward(
-        self, rows: Sequence[RowOfDocuments], num_ar: int, num_consistency: int
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        mine = rows[self.worker.rank :: self.worker.world]
-        size = len(mine) // self.config.accumulation
-        ar = consistency = torch.zeros((), device=self.worker.device)
-        for start in range(0, len(mine), size):
+    def _backward(self, step: Step) -> torch.Tensor:
+        """Adds the gradient of this worker's rows; returns their AR and consistency sums, float32 [2]."""
+        totals = torch.zeros(2, device=self.worker.device)
+        for number, (rows, packed) in enumerate(step.parts, start=1):
             if isinstance(self.objective, FSDPModule):
-                self.objective.set_requires_gradient_sync(start + size == len(mine))
-            sums = self._losses(mine[start : start + size], refine=True)
-            loss = self.ar_weight * sums.ar / max(1, num_ar) + sums.consistency / max(1, num_consistency)
-            (
-                loss * self.worker.world
-            ).backward()  # FSDP averages gradients over workers; these losses are parts of a sum
-            ar, consistency = ar + sums.ar.detach(), consistency + sums.consistency.detach()
-        return ar, consistency, len(rows) * self.config.row_tokens
+                self.objective.set_requires_gradient_sync(number == len(step.parts))
+            sums = self._losses(rows, packed, refine=True)
+            loss = self.ar_weight * sums.ar / max(1, step.num_ar) + sums.consistency / max(1, step.num_consistency)
+            # FSDP averages gradients over workers; these losses are parts of a sum.
+            (loss * self.worker.world).backward()
+            totals += sums.stacked
+        return totals
 
-    def _losses(self, rows: Sequence[RowOfDocuments], refine: bool = False) -> LossSums:
-        packed = self._pack(rows)
+    def _losses(self, rows: Sequence[RowOfDocuments], packed: PackedRows, refine: bool = False) -> LossSums:
         with self._autocast:
             if refine and self.refiner is not None:
                 for _ in range(self.refiner.iterations_at(self.step)):
                     rows = self.refiner.advance(self.objective, rows, packed)
-                    packed = self._pack(rows)
+                    packed = self.feed.pack(rows)
             sums: LossSums = self.objective(packed)
         return sums
-
-    def _pack(self, rows: Sequence[RowOfDocuments]) -> PackedRows:
-        return pack(rows, self.config.row_tokens, self.pad_id).to(self.worker.device)
 
     def _sum_over_workers(self, values: torch.Tensor) -> list[float]:
         if self.worker.world > 1:
@@ -146,17 +141,22 @@ class Trainer:
         return values.tolist()
 
 
-def count_labels(rows: Sequence[RowOfDocuments]) -> tuple[int, int]:
-    """Tokens that bear an AR loss and a consistency loss."""
-    documents = [document for row in rows for document in row]
-    return sum(d.num_ar_labels for d in documents), sum(d.num_consistency_labels for d in documents)
+def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    layers = model.base_model.layers
+    assert isinstance(layers, torch.nn.ModuleList)
+    return layers
+
+
+def compile_decoder_layers(model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor") -> None:
+    """torch.compile in place: names of parameters stay as they are. All layers share the code that the first compiles,
+    and a new mask does not compile it again; rows of another shape do."""
+    for layer in decoder_layers(model):
+        layer.compile(backend=backend, dynamic=False)
 
 
 def _shard(objective: PackedObjective, dtype: torch.dtype) -> None:
     """FSDP2: every decoder layer is a unit, and the rest (embeddings, norm, output projection) is one with the root."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    layers = objective.model.base_model.layers
-    assert isinstance(layers, torch.nn.ModuleList)
-    for layer in layers:
+    for layer in decoder_layers(objective.model):
         fully_shard(layer, mp_policy=policy)
     fully_shard(objective, mp_policy=policy)

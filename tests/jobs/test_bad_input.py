@@ -20,7 +20,7 @@ import pytest
 from cllm.artifacts import resumable_artifact, write_artifact
 from cllm.decoding.trajectories import read_table
 from cllm.errors import InputError
-from cllm.models import create_model, save_model
+from cllm.models import create_model, load_tokenizer, save_model
 from cllm.recipe import Recipe
 from cllm.tasks.tokenizer import train_tokenizer
 from cllm.training.session import read_trajectories
@@ -263,10 +263,17 @@ def test_teacher_with_fewer_embeddings_than_the_tokenizer_has_tokens(
 def test_responses_longer_than_the_model_can_read(
     capsys: pytest.CaptureFixture[str], run: FinishedRun, local_ray: None
 ) -> None:
-    message = fails(capsys, collect.run, (*run.overrides, *FEW, "collect.max_new_tokens=500"), root=run.layout.root)
+    def change(folder: Path) -> None:
+        tokenizer = load_tokenizer(str(folder))
+        assert run.recipe.teacher.scratch is not None
+        scratch = run.recipe.teacher.scratch.model_copy(update={"max_positions": 40})
+        save_model(folder, create_model(scratch, tokenizer, 0), tokenizer)
+
+    remade(stages.finetune(run.recipe), change)
+    message = fails(capsys, collect.run, (*run.overrides, *FEW), root=run.layout.root)
     assert message.startswith(f"error: {run.layout.finetuned}: prompts of up to ")
-    assert "max_new_tokens=500 make " in message
-    assert message.endswith("the model has max_position_embeddings=512")
+    assert "max_new_tokens=32 make " in message
+    assert message.endswith("the model has max_position_embeddings=40")
 
 
 def test_no_response_survives_the_filters(

@@ -8,7 +8,7 @@ from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import next_tokens
 from cllm.decoding.trajectories import Trajectory
-from cllm.training.documents import Document
+from cllm.training.documents import Document, Span
 from cllm.training.forward import PackedObjective
 from cllm.training.on_policy import Refiner
 from cllm.training.packing import assign_rows, pack
@@ -38,6 +38,24 @@ def test_refined_spans_are_the_students_next_states():
         assert [[(s.start, s.tokens) for s in d.spans] for row in rows for d in row] == [
             [state for state in states if state is not None] for states in expected
         ]
+
+
+def test_refinement_passes_leave_the_gradient_of_mixed_precision_alone():
+    """Autocast keeps the weights that it has cast; those cast without gradient must not serve the training pass."""
+    documents = [Document((2, 3), (4, 5, 6, EOS), (Span(0, (7, 8)), Span(1, (9,))))]
+    packed = pack([documents], 16, PAD)
+    gradients = []
+    for passes in (0, 2):
+        objective = PackedObjective(tiny_model(5), "forward_kl")
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(passes):
+                Refiner(2, WindowGuess("pad", N, PAD), 0).advance(objective, [documents], packed)
+            sums = objective(packed)
+        (sums.ar + sums.consistency).backward()
+        gradients.append({name: p.grad for name, p in objective.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0].values())
 
 
 def moved(model, document, span):

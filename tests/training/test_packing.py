@@ -13,7 +13,7 @@ from cllm.recipe import LossConfig
 from cllm.training.documents import Document, Span
 from cllm.training.forward import document_losses, packed_losses
 from cllm.training.masks import attention_mask
-from cllm.training.packing import IGNORED, assign_rows, pack, visible_RLL
+from cllm.training.packing import assign_rows, pack, visible_RLL
 from cllm.training.sources import draw_spans, make_span
 from tests.fakes import EOS, FAMILIES, PAD, tiny_model
 
@@ -82,12 +82,58 @@ def test_flex_mask_equals_dense_mask():
         assert torch.equal(flex, visible)
 
 
+def random_documents(rng, count):
+    """Spans of all kinds, and some responses long enough that whole blocks are visible."""
+
+    def tokens(least, most):
+        return tuple(rng.choices(range(2, 24), k=rng.randint(least, most)))
+
+    documents = []
+    for _ in range(count):
+        response = tokens(2, rng.choice((20, 450)))
+        spans = []
+        for _ in range(rng.randint(0, 6)):
+            start = rng.randrange(len(response))
+            noisy = tokens(1, 30)[: len(response) - start]
+            spans.append(Span(start, noisy, Span(start, noisy[::-1]) if rng.random() < 0.3 else None))
+        documents.append(Document(tokens(1, 60), response, tuple(spans), rng.random() < 0.8))
+    return documents
+
+
+@pytest.mark.parametrize("row_tokens", [640, 700])  # a multiple of the block size or not
+def test_block_mask_lists_the_blocks_that_something_sees(row_tokens):
+    size, num_full = 128, 0
+    for seed in range(5):
+        documents = [d.fitted(row_tokens) for d in random_documents(random.Random(seed), 12)]
+        assigned = assign_rows([d.num_tokens for d in documents], row_tokens)
+        packed = pack([[documents[i] for i in row] for row in assigned], row_tokens, PAD)
+        missing = -row_tokens % size
+        visible = torch.nn.functional.pad(visible_RLL(packed), (0, missing, 0, missing))
+        share = visible.unflatten(1, (-1, size)).unflatten(3, (-1, size)).float().mean((2, 4))
+        mask = attention_mask(packed, "flex_attention")
+        assert mask.seq_lengths == (row_tokens, row_tokens)
+        for blocks, num, indices in (
+            ((share > 0) & (share < 1), mask.kv_num_blocks, mask.kv_indices),
+            (share == 1, mask.full_kv_num_blocks, mask.full_kv_indices),
+            (((share > 0) & (share < 1)).mT, mask.q_num_blocks, mask.q_indices),
+            ((share == 1).mT, mask.full_q_num_blocks, mask.full_q_indices),
+        ):
+            listed = torch.zeros_like(blocks)
+            for row, line in blocks.sum(-1).nonzero().tolist():
+                listed[row, line, indices[row, 0, line, : num[row, 0, line]].long()] = True
+            assert torch.equal(num[:, 0], blocks.sum(-1).int())
+            assert torch.equal(listed, blocks)
+        num_full += int(mask.full_kv_num_blocks.sum())
+    assert num_full > 10
+
+
 def test_visibility_by_hand():
     """Prompt 1 token, response 3, one span of 2 that stands at response positions 1 and 2."""
     packed = pack([[Document((9,), (5, 6, EOS), (Span(1, (7, 8)),))]], 7, PAD)
     assert packed.positions_RL[0].tolist() == [0, 1, 2, 3, 2, 3, 0]
-    assert packed.label_RL[0].tolist() == [5, 6, EOS, IGNORED, IGNORED, IGNORED, IGNORED]
-    assert packed.target_RL[0].tolist() == [IGNORED] * 4 + [2, 3, IGNORED]
+    assert packed.tokens_RL[0].tolist() == [9, 5, 6, EOS, 7, 8, PAD]
+    assert packed.ar_T.tolist() == [0, 1, 2]  # their successors are the labels
+    assert (packed.student_T.tolist(), packed.teacher_T.tolist()) == ([4, 5], [2, 3])
     sees = [set(row.nonzero().flatten().tolist()) for row in visible_RLL(packed)[0]]
     assert sees == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 4}, {0, 1, 4, 5}, {6}]
 

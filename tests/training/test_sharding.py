@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
-from cllm.training.trainer import Worker
+from cllm.training.worker import Worker
 from tests.training.test_trainer import make_trainer
 
 STEPS = 4

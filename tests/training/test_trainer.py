@@ -4,14 +4,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from cllm.errors import InputError
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowStream
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
 from cllm.training.documents import Document, Span
+from cllm.training.feed import StepFeed
+from cllm.training.forward import packed_losses
 from cllm.training.optim import learning_rate_at
-from cllm.training.trainer import Trainer, Worker
+from cllm.training.packing import pack
+from cllm.training.trainer import Trainer, compile_decoder_layers
+from cllm.training.worker import Worker
 from tests.fakes import EOS, PAD, tiny_model
 
 
@@ -27,7 +32,7 @@ class Documents:
         ]
 
 
-def make_trainer(worker=Worker(device=torch.device("cpu")), **changes):  # noqa: B008 (it is frozen)
+def make_trainer(worker=Worker(device=torch.device("cpu")), compile_layers=False, **changes):  # noqa: B008 (it is frozen)
     config = OptimConfig(**{"steps": 40, "learning_rate": 3e-3, "row_tokens": 64, "rows_per_step": 4} | changes)
     return Trainer(
         tiny_model(0, scale=0.02),
@@ -38,6 +43,7 @@ def make_trainer(worker=Worker(device=torch.device("cpu")), **changes):  # noqa:
         dtype=torch.float32,
         pad_id=PAD,
         worker=worker,
+        compile_layers=compile_layers,
     )
 
 
@@ -63,6 +69,60 @@ def test_accumulation_gives_the_same_steps():
         assert a.ar == pytest.approx(b.ar, rel=1e-5)
         assert a.consistency == pytest.approx(b.consistency, rel=1e-4, abs=1e-7)
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+
+
+@pytest.mark.slow  # the compiler needs up to a minute, whatever the number of layers
+def test_compiled_layers_take_the_same_steps():
+    eager, compiled = make_trainer(), make_trainer(compile_layers=True)
+    for _ in range(3):
+        a, b = eager.train_step(), compiled.train_step()
+        assert b.ar == pytest.approx(a.ar, rel=1e-5)
+        assert b.consistency == pytest.approx(a.consistency, rel=1e-4, abs=1e-7)
+        assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
+    state = full_model_state(compiled)
+    for name, tensor in full_model_state(eager).items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
+def test_layers_are_compiled_once_for_all_of_them_and_every_mask(attention):
+    torch.compiler.reset()
+    eager, compiled = tiny_model(0, layers=3), tiny_model(0, layers=3)
+    compiled.set_attn_implementation(attention)
+    counter = CompileCounter()
+    compile_decoder_layers(compiled, backend=counter)
+    stream = RowStream(Documents(), 128, seed=3)
+    for _ in range(4):
+        rows = pack(stream.take(2), 128, PAD)
+        with torch.no_grad():  # FlexAttention has no gradient on the CPU
+            a, b = (packed_losses(model, rows, "forward_kl") for model in (eager, compiled))
+        torch.testing.assert_close(b.ar, a.ar)
+        torch.testing.assert_close(b.consistency, a.consistency, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_a_step_ahead_is_prepared_and_does_not_count():
+    stream = RowStream(Documents(), 64, seed=3)
+    config = OptimConfig(steps=40, learning_rate=3e-3, row_tokens=64, rows_per_step=4)
+    feed = StepFeed(stream, config, PAD, Worker(device=torch.device("cpu")))
+    feed.take()
+    state = feed.state
+    feed.prepare()
+    assert stream.state != state
+    assert feed.state == state
+    ahead = feed.take()
+    assert feed.state == stream.state
+    feed.restore(state)
+    again = feed.take()
+    assert [part[0] for part in again.parts] == [part[0] for part in ahead.parts]
+
+
+def test_the_last_step_prepares_no_other():
+    trainer = make_trainer(steps=2)
+    trainer.train_step()
+    assert trainer.feed.state != trainer.stream.state
+    trainer.train_step()
+    assert trainer.feed.state == trainer.stream.state
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
