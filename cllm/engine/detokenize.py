@@ -85,37 +85,41 @@ class _Text:
         if not new:
             return ""
         self._window = self._window + new
-        text = self._decode(self._window)
-        whole = self._last_whole(text)
-        # Without whole characters near its end, the text holds bytes that no later token repairs, except its last ones.
-        final = text[:-1] if whole is None else text.rstrip(_BROKEN)
-        released = final[self._released :]
-        self._released = max(self._released, len(final))
-        self._advance(text, whole)
+        size, text = len(self._window), self._decode(self._window)
+        whole, settled = self._last_whole(text)
+        if size - whole >= _LONGEST:  # broken for good, but for the last bytes: they may begin a character
+            released = self._release(text[:-1])
+            self._drop(size - _LONGEST, size, text)
+            self._whole = 0
+        else:
+            released = self._release(max(settled, text.rstrip(_BROKEN), key=len))
+            if whole > self._whole:
+                start = self._whole
+                self._drop(start, whole, settled)
+                self._whole = whole - start
         return released
 
     def finish(self) -> str:
-        released = self._decode(self._window)[self._released :]
+        return self._release(self._decode(self._window))
+
+    def _last_whole(self, text: str) -> tuple[int, str]:
+        """The most tokens of the window that end in whole characters, and their text; `_whole` if not near its end."""
+        size = len(self._window)
+        for count in range(size, max(size - _LONGEST, self._whole), -1):
+            settled = text if count == size else self._decode(self._window[:count])
+            if not settled.endswith(_BROKEN):
+                return count, settled
+        return self._whole, ""
+
+    def _release(self, final: str) -> str:
+        released = final[self._released :]
         self._released += len(released)
         return released
 
-    def _last_whole(self, text: str) -> int | None:
-        """The last number of tokens of the window whose text ends in whole characters; None if it lies too far back."""
-        size = len(self._window)
-        for count in range(size, max(size - _LONGEST, self._whole), -1):
-            if not (text if count == size else self._decode(self._window[:count])).endswith(_BROKEN):
-                return count
-        return self._whole if size - self._whole < _LONGEST else None
-
-    def _advance(self, text: str, whole: int | None) -> None:
-        """Drop tokens that the text of later ones does not depend on, and count characters in the shorter text."""
-        size = len(self._window)
-        if whole == self._whole:
-            return
-        start = size - _LONGEST if whole is None else self._whole
-        self._whole = 0 if whole is None else whole - start
+    def _drop(self, start: int, end: int, text: str) -> None:
+        """Let the window begin at `start`; `text` is that of its tokens up to `end`, shorter by what goes."""
+        self._released -= len(text) - len(self._decode(self._window[start:end]))
         self._window = self._window[start:]
-        self._released += len(self._decode(self._window)) - len(text)
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

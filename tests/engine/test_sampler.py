@@ -126,7 +126,7 @@ def test_jacobi_windows_draw_what_autoregressive_decoding_draws(requests, width,
 
 
 def test_penalties_count_the_guesses_before_a_prediction_and_not_the_seed_twice():
-    """Token 2 leads by 0.9 and every occurrence in the response costs 0.6: it wins while it stands there at most once."""
+    """Token 2 leads by 0.9, and each time that the response holds it costs 0.6: once leaves it in front, twice not."""
     sampler = make_sampler()
     sampler.set(0, SamplingParams(frequency_penalty=0.6), prompt_ids=[2, 2, 2])
     logits_111V = torch.zeros(1, 1, VOCAB)
@@ -188,8 +188,7 @@ def test_a_slot_forgets_its_last_request():
 
 
 def test_a_request_draws_the_same_alone_and_in_any_batch():
-    """A large vocabulary, where the mass of all tokens rounds to more than 1."""
-    vocab, width = 20_000, 3
+    vocab, width = 5_000, 3
     requests = [
         SamplingParams(temperature=1.0, seed=1),
         SamplingParams(temperature=0.9, top_p=0.9, seed=2),
@@ -216,11 +215,11 @@ def test_a_request_draws_the_same_alone_and_in_any_batch():
         assert torch.equal(picked_1W[0], tokens_BW[row]), requests[slot]
 
 
-def test_a_row_without_top_p_keeps_every_token():
-    logits_RV = torch.zeros(2, 100_000)
+def test_a_row_without_top_p_keeps_tokens_behind_a_mass_that_rounds_to_1():
+    logits_RV = torch.zeros(2, 50)
+    logits_RV[:, 0] = 20.0
     kept_RV = filter_logits_RV(logits_RV, torch.tensor([0, 0]), torch.tensor([1.0, 0.5])).isfinite()
-    assert kept_RV[0].all()
-    assert kept_RV[1].float().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert kept_RV.sum(1).tolist() == [50, 1]
 
 
 def test_min_p_draws_follow_the_renormalised_law():
