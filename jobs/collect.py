@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from cllm.artifacts import resumable_artifact, write_atomic
 from cllm.decoding.trajectories import read_table, to_table
 from cllm.engine.collection import collect, collection_engine_config
+from cllm.engine.engine import Engine
 from cllm.engine.load import load_engine
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
@@ -39,20 +42,37 @@ from jobs.pool import actor_pool
 
 
 class ShardCollector:
-    """A Ray Data actor: holds the teacher, turns shard numbers into shard files."""
+    """A Ray Data actor: holds the teacher, turns shard numbers into shard files.
+
+    The model is loaded for the first shard, not in the constructor: what goes wrong there Ray reports in hundreds of
+    lines around the one that matters.
+    """
 
     def __init__(self, recipe: Recipe, folder: str) -> None:
         self.recipe = recipe
         self.folder = Path(folder)
-        device = default_device()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(str(RunLayout.of(self.recipe).tokenizer))
+
+    @cached_property
+    def shards(self) -> list[list[Prompt]]:
+        return shards(self.recipe)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        return trajectory_metadata(self.recipe, self.tokenizer)
+
+    @cached_property
+    def engine(self) -> Engine:
+        device, config = default_device(), self.recipe.collect
         if device.type == "cpu":
-            torch.set_num_threads(recipe.resources.cpus_per_actor)
-        self.tokenizer = load_tokenizer(str(RunLayout.of(recipe).tokenizer))
-        self.shards = shards(recipe)
-        path, revision, config = teacher_path(recipe), teacher_revision(recipe), recipe.collect
+            torch.set_num_threads(self.recipe.resources.cpus_per_actor)
+        path, revision = teacher_path(self.recipe), teacher_revision(self.recipe)
         longest = max(len(prompt.prompt_ids) for shard in self.shards for prompt in shard)
         check_context_fits(path, revision, prompt_tokens=longest, new_tokens=config.max_new_tokens)
-        self.engine = load_engine(
+        return load_engine(
             path,
             collection_engine_config(config, longest),
             revision=revision,
@@ -60,7 +80,6 @@ class ShardCollector:
             device=device,
             tokenizer=self.tokenizer,
         )
-        self.metadata = trajectory_metadata(recipe, self.tokenizer)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (index,) = batch["shard"].tolist()

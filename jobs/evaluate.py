@@ -12,6 +12,7 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from cllm.artifacts import write_artifact
 from cllm.errors import InputError
@@ -57,12 +59,15 @@ class ChunkRunner:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.device = default_device()
-        if self.device.type == "cpu":
-            torch.set_num_threads(recipe.resources.cpus_per_actor)
-        self.tokenizer = prompt_tokenizer(recipe)
-        self.chunks = chunks(recipe, drawn_prompts(recipe))
         self.loaded: tuple[SubjectName, Engines] | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return prompt_tokenizer(self.recipe)
+
+    @cached_property
+    def chunks(self) -> list[list[Prompt]]:
+        return chunks(self.recipe, drawn_prompts(self.recipe))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (name,), (index,) = batch["subject"].tolist(), batch["chunk"].tolist()
@@ -75,7 +80,10 @@ class ChunkRunner:
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = None  # two models may not fit into memory
             config, prompts = self.recipe.evaluate, list(chain.from_iterable(self.chunks))
-            subject = load_subject(name, self.recipe, self.device)
+            device = default_device()
+            if device.type == "cpu":
+                torch.set_num_threads(self.recipe.resources.cpus_per_actor)
+            subject = load_subject(name, self.recipe, device)
             self.loaded = (name, Engines(subject, config, prompts, rows=config.batch_size, record=True))
         return self.loaded[1]
 

@@ -2,8 +2,8 @@
 
 Two builds of it are known: the flash-attn-3 package (module `flash_attn_interface`) and the one that comes with vLLM.
 
-Shapes: B rows, W tokens of a window, T = B * W tokens, M blocks of a table, H query heads, K key-value heads, D head size,
-N cache blocks, S tokens of a block.
+Shapes: B rows, W tokens of a window, T = B * W tokens, M blocks of a table, H query heads, K key-value heads,
+D head size, N cache blocks, S tokens of a block.
 """
 
 import importlib
@@ -54,7 +54,7 @@ class FlashAttention3:
     def __init__(self, device: torch.device) -> None:
         build = _load() if _is_hopper(device) else None
         if build is None:
-            raise InputError(f"FlashAttention-3 needs a Hopper GPU and flash_attn_interface or vLLM; device is {device}")
+            raise InputError(f"device: FlashAttention-3 needs a Hopper GPU and its package or vLLM, got {device}")
         self._build = build
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._offsets: dict[tuple[int, int], torch.Tensor] = {}
@@ -65,8 +65,8 @@ class FlashAttention3:
         return _is_hopper(device) and _load() is not None
 
     def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> FlashWindows:
-        """What a call needs beside the tensors of its layer. Done once for all layers of a forward, it saves each three
-        small kernels; a call given plain windows does it itself.
+        """What a call needs beside the tensors of its layer, good for one forward. A call given plain windows does this
+        itself; done once for all layers it saves each of them small kernels.
 
         Args:
             num_heads: H.
@@ -74,7 +74,7 @@ class FlashAttention3:
         """
         batch, max_blocks = windows.tables_BM.shape
         _, block_tokens, num_kv, head_size = pages.keys_NSKD.shape
-        # Splitting a row costs a second launch that merges, and scratch for every split: only where processors would idle.
+        # Sharing out a row's keys costs a second launch and scratch: only where processors would idle.
         num_splits = 0 if batch * num_kv < self._num_processors else 1
         lengths_B = windows.starts_B + windows.width
         offsets_P = self._row_offsets(batch, windows.width, lengths_B.device)

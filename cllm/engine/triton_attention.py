@@ -1,7 +1,7 @@
 """Attention over the paged cache with our own Triton kernel: for every NVIDIA GPU, window and head size.
 
-Shapes: B rows, W tokens of a window, T = B * W tokens, M blocks of a table, H query heads, K key-value heads, D head size,
-N cache blocks, S tokens of a block.
+Shapes: B rows, W tokens of a window, T = B * W tokens, M blocks of a table, H query heads, K key-value heads,
+D head size, N cache blocks, S tokens of a block.
 """
 
 import math
@@ -15,21 +15,23 @@ from cllm.engine.kernels.paged_attention import paged_attention_kernel
 from cllm.engine.ops import Pages
 from cllm.errors import InputError
 
+_MAX_HEAD_SIZE = 256
 _KEY_TILE_BYTES = 16_384  # two of keys and two of values at a time: 64 KB of shared memory
 _ACCUMULATORS = 128 * 128  # float32 sums of one program: 64 registers of each thread of 8 warps
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """How a launch is cut: sizes of a program's tile, warps, tiles of a row's head, and programs that may share a tile."""
+    """How a launch is cut into programs."""
 
     rows: int
     keys: int
-    head_size: int
-    num_warps: int
-    per_head: int
+    head_size: int  # padded
+    per_head: int  # tiles of one row and key-value head
     split_keys: int
     num_splits: int
+    num_warps: int
+    merge_stages: int
 
 
 class TritonAttention:
@@ -39,14 +41,18 @@ class TritonAttention:
 
     Args:
         device: where the tensors of all calls are.
-        num_programs: as many programs as a launch should have; a window with fewer tiles has its keys shared out. 256 is
+        num_programs: programs that a launch should have: where there are fewer tiles, their keys are shared out. 256 is
             two for each processor of an A100 or H100.
         split_keys: fewest keys worth a program of their own.
+        pdl: start while the kernel before is ending and let the next one do so, where the GPU can.
     """
 
-    def __init__(self, device: torch.device, *, num_programs: int = 256, split_keys: int = 64) -> None:
+    def __init__(
+        self, device: torch.device, *, num_programs: int = 256, split_keys: int = 64, pdl: bool = True
+    ) -> None:
         self._num_programs = num_programs
         self._split_keys = split_keys
+        self._pdl = pdl and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
         # Never more than these are in use, and graphs hold their address: allocated once.
         self._arrivals = torch.zeros(num_programs, dtype=torch.int32, device=device)
 
@@ -91,14 +97,17 @@ class TritonAttention:
             BLOCK_M=tiles.rows,
             BLOCK_N=tiles.keys,
             BLOCK_D=tiles.head_size,
+            MERGE_STAGES=tiles.merge_stages,
+            PDL=self._pdl,
             num_warps=tiles.num_warps,
             # One for the block numbers, whose arrival the loads of keys and values wait for; two each for both.
             num_stages=5,
+            **({"launch_pdl": True} if self._pdl else {}),
         )
         return out_THD
 
     def _cut(self, q_THD: torch.Tensor, num_heads: int, num_rows: int, max_keys: int) -> _Tiles:
-        """Cut `num_heads` key-value heads (of all rows), each with `num_rows` query rows and at most `max_keys` keys."""
+        """Cut `num_heads` key-value heads (of all rows) that have `num_rows` query rows and up to `max_keys` keys."""
         head_size = max(16, triton.next_power_of_2(q_THD.shape[-1]))
         keys = min(64, max(16, _KEY_TILE_BYTES // (head_size * q_THD.element_size())))
         rows = max(16, triton.next_power_of_2(num_rows))
@@ -109,11 +118,19 @@ class TritonAttention:
             largest = _ACCUMULATORS // head_size
             rows = min(largest, 128) if 2 * num_heads * triton.cdiv(num_rows, 128) >= self._num_programs else 64
         per_head = triton.cdiv(num_rows, rows)
-        # A part costs the merging program a tile's rows to read, next to the two for each key that it saves.
+        # One program merges all parts, reading `rows` rows of each: a part should save it more than that.
         split_keys = max(self._split_keys, keys, 2 * rows)
         num_splits = min(self._num_programs // (num_heads * per_head), triton.cdiv(max_keys, split_keys))
-        num_warps = 8 if rows * head_size >= _ACCUMULATORS else 4
-        return _Tiles(rows, keys, head_size, num_warps, per_head, split_keys, max(1, num_splits))
+        return _Tiles(
+            rows=rows,
+            keys=keys,
+            head_size=head_size,
+            per_head=per_head,
+            split_keys=split_keys,
+            num_splits=max(1, num_splits),
+            num_warps=8 if rows * head_size >= _ACCUMULATORS else 4,
+            merge_stages=1 + min(4, _ACCUMULATORS // (rows * head_size)),
+        )
 
 
 def _check(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> None:
@@ -123,10 +140,12 @@ def _check(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> None:
         raise InputError(f"q_THD: {tokens} tokens, but {len(windows.starts_B)} rows of windows of {windows.width}")
     if heads % keys_NSKD.shape[2] or size != keys_NSKD.shape[3]:
         raise InputError(f"q_THD: {heads} heads of size {size} do not fit pages of shape {list(keys_NSKD.shape)}")
+    if size > _MAX_HEAD_SIZE:
+        raise InputError(f"q_THD: heads of size {size}, at most {_MAX_HEAD_SIZE} are possible")
     if keys_NSKD.shape != values_NSKD.shape or keys_NSKD.stride() != values_NSKD.stride():
         raise InputError("pages: keys and values differ in shape or strides")
     if not q_THD.dtype == keys_NSKD.dtype == values_NSKD.dtype:
-        raise InputError(f"pages: dtype {keys_NSKD.dtype} of keys, {values_NSKD.dtype} of values, {q_THD.dtype} of queries")
+        raise InputError(f"pages: dtype {keys_NSKD.dtype} and {values_NSKD.dtype}, queries {q_THD.dtype}")
     if windows.starts_B.dtype != torch.int32 or windows.tables_BM.dtype != torch.int32:
         raise InputError("windows: starts and tables must be int32")
     if windows.tables_BM.shape[0] != len(windows.starts_B):

@@ -1,1 +1,1 @@
-"""Triton kernels. Importing a module of this package needs triton; launching a kernel needs a GPU or Triton's interpreter."""
+"""Triton kernels: their modules need triton, and launches a GPU or Triton's interpreter."""

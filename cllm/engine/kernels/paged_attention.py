@@ -14,6 +14,7 @@ Shapes: M rows of a tile, N keys of a step, D head size.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit(do_not_specialize=["width", "num_splits", "table_stride"])
@@ -43,6 +44,8 @@ def paged_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    MERGE_STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """Grid (tiles * num_splits, key-value heads, rows).
 
@@ -51,12 +54,18 @@ def paged_attention_kernel(
         k_ptr, v_ptr: pages [N, S, K, D], strides `block_stride`, `slot_stride` and `head_stride`.
         out_ptr: contiguous [T, H, D].
         starts_ptr, tables_ptr: int32 [B] and [B, M], as in `Windows`.
-        partial_ptr, stats_ptr: float32 scratch [tiles of all heads and rows, splits, BLOCK_M, HEAD_SIZE] and [.., 2, BLOCK_M].
-        arrivals_ptr: int32 [tiles of all heads and rows], zero before and after the launch. These three are not
+        partial_ptr: float32 scratch [tiles of all heads and rows, num_splits, BLOCK_M, HEAD_SIZE].
+        stats_ptr: float32 scratch [tiles of all heads and rows, num_splits, 2, BLOCK_M].
+        arrivals_ptr: int32 [tiles of all heads and rows], zero before and after the launch. Like the scratch it is not
             touched with `num_splits` 1.
         scale: softmax scale times log2(e), because the kernel works with powers of two.
         SPLIT_KEYS: a tile's keys are not shared out into parts smaller than this.
+        MERGE_STAGES: one more than the partial results that are on their way while another is merged.
+        PDL: programmatic dependent launch: start while the kernel before this one ends, and let the next one do so.
     """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     # The last tiles see most keys, so they start first.
     tile = tl.num_programs(0) // num_splits - 1 - tl.program_id(0) // num_splits
     split = tl.program_id(0) % num_splits
@@ -112,12 +121,13 @@ def paged_attention_kernel(
         tl.store(stats_M + BLOCK_M, sum_M, mask=used_M)
         partial_M = ((first + split) * BLOCK_M + rows_in_tile_M) * HEAD_SIZE
         _write(partial_ptr, partial_M, dims_D, acc_MD, mask_MD)
-        # The counter is raised by one thread: the stores of all of them must lie before it.
+        # One thread raises the counter: the stores of all must lie before it. Raising releases them and acquires those
+        # of the programs that came earlier.
         tl.debug_barrier()
         if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") == working - 1:
             tl.store(arrivals_ptr + place, 0)
             merged_MD = _merge(
-                partial_ptr, stats_ptr, first, working, used_M, mask_MD, HEAD_SIZE, BLOCK_M, BLOCK_D
+                partial_ptr, stats_ptr, first, working, used_M, mask_MD, HEAD_SIZE, BLOCK_M, BLOCK_D, MERGE_STAGES
             )
             _write(out_ptr, out_M, dims_D, merged_MD, mask_MD)
 
@@ -140,14 +150,14 @@ def _attend(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Largest score, sum of weights and weighted sum of values of the keys `begin` to `end`, all relative to the former."""
+    """Of the keys `begin` to `end`: the largest score, and relative to it the sums of weights and weighted values."""
     dims_D = tl.arange(0, BLOCK_D)
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(begin, end, BLOCK_N):
         keys_N = first + tl.arange(0, BLOCK_N)
-        # What lies behind the row in its last block was never written: it may be NaN, which a weight of 0 would not hide.
+        # Behind the row's end its last block was never written: it may hold NaN, which a weight of 0 does not hide.
         mask_ND = (keys_N < end)[:, None] & (dims_D < HEAD_SIZE)[None, :]
         blocks_N = tl.load(table_ptr + keys_N // BLOCK_TOKENS, mask=keys_N < end, other=0).to(tl.int64)
         offsets_ND = (blocks_N * block_stride + keys_N % BLOCK_TOKENS * slot_stride)[:, None] + dims_D[None, :]
@@ -178,20 +188,21 @@ def _merge(
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    MERGE_STAGES: tl.constexpr,
 ) -> tl.tensor:
-    """The tile's output from the partial results `first` to `first + working - 1`; the first key is in the first of them."""
+    """The tile's output from its partial results, number `first` and on. Every row sees a key of the first one."""
     rows_M = tl.arange(0, BLOCK_M)
     dims_D = tl.arange(0, BLOCK_D)
     max_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     acc_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for part in range(first, first + working):
+    # Waiting for one after the other would take longer than all the rest.
+    for part in tl.range(first, first + working, num_stages=MERGE_STAGES):
         stats_M = stats_ptr + part * 2 * BLOCK_M + rows_M
-        # Past the first-level cache, which other processors' stores do not reach.
-        part_max_M = tl.load(stats_M, mask=used_M, other=0.0, cache_modifier=".cg")
-        part_sum_M = tl.load(stats_M + BLOCK_M, mask=used_M, other=1.0, cache_modifier=".cg")
+        part_max_M = tl.load(stats_M, mask=used_M, other=0.0)
+        part_sum_M = tl.load(stats_M + BLOCK_M, mask=used_M, other=1.0)
         part_offsets_MD = ((part * BLOCK_M + rows_M) * HEAD_SIZE)[:, None] + dims_D[None, :]
-        part_MD = tl.load(partial_ptr + part_offsets_MD, mask=mask_MD, other=0.0, cache_modifier=".cg")
+        part_MD = tl.load(partial_ptr + part_offsets_MD, mask=mask_MD, other=0.0)
         new_max_M = tl.maximum(max_M, part_max_M)
         decay_M = tl.exp2(max_M - new_max_M)
         weight_M = tl.exp2(part_max_M - new_max_M)
