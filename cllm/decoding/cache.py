@@ -53,6 +53,11 @@ class _RowLayer(CacheLayerMixin):
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:, to_slots], self.values[:, to_slots] = self.keys[:, from_slots], self.values[:, from_slots]
+
     def append(self, other: "_RowLayer") -> None:
         assert other.keys is not None
         assert other.values is not None
@@ -107,6 +112,11 @@ class RowCache(Cache):
         assert other.capacity == self.capacity
         for layer, other_layer in zip(self.row_layers, other.row_layers, strict=True):
             layer.append(other_layer)
+
+    def move(self, from_slots: torch.Tensor, to_slots: torch.Tensor) -> None:
+        """Copy every row's entries of some slots to others; int64 [slots] each."""
+        for layer in self.row_layers:
+            layer.move(from_slots, to_slots)
 
     def keep_rows(self, rows: Sequence[int], device: torch.device) -> None:
         """Drop all rows but these; row i of the cache becomes what row `rows[i]` was."""

@@ -26,7 +26,18 @@ def forward_logits_BWV(
     Only the window goes through the vocabulary projection, so a long prompt costs no logits. `visible` is one more than
     the largest position fed.
     """
-    mask = cache.place(positions_BQ, visible)
+    return masked_logits_BWV(model, cache, tokens_BQ, positions_BQ, cache.place(positions_BQ, visible), window_BW)
+
+
+def masked_logits_BWV(
+    model: PreTrainedModel,
+    cache: RowCache,
+    tokens_BQ: torch.Tensor,
+    positions_BQ: torch.Tensor,
+    mask: torch.Tensor,
+    window_BW: torch.Tensor,
+) -> torch.Tensor:
+    """The same with a mask of the caller's, bool [B, 1, Q, visible], who has called `cache.place`."""
     hidden_BQE = model.base_model(
         input_ids=tokens_BQ, position_ids=positions_BQ, attention_mask=mask, past_key_values=cache, use_cache=True
     ).last_hidden_state

@@ -12,6 +12,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -156,6 +157,11 @@ class Rates:
         stationary_C = np.linalg.solve(np.eye(n) - step_CC.T + 1, np.ones(n))
         return float(stationary_C @ survival_CA.sum(1))
 
+    def at_best(self, n: int) -> "Rates":
+        """The rates if all that width n cannot show were as good as can be: an upper bound for wider windows."""
+        carried_K = np.where(np.arange(1, len(self.carried_K) + 1) > n, _inside(1.0), self.carried_K)
+        return Rates(carried_K, float(carried_K[:2][-1]))
+
 
 class Acceptance:
     """Learns the rates at which guesses hold from what recent steps accepted.
@@ -178,7 +184,7 @@ class Acceptance:
     _TAIL_PRIOR = 2.0  # guesses' worth of "as the rate before" in every rate of the average
 
     def __init__(
-        self, max_width: int, *, row_memory: float = 32.0, engine_memory: float = 256.0, row_prior: float = 6.0
+        self, max_width: int, *, row_memory: float = 32.0, engine_memory: float = 256.0, row_prior: float = 12.0
     ) -> None:
         self.max_width = max_width
         self._levels_K = np.arange(1, max_width + 1)
@@ -217,15 +223,24 @@ class Acceptance:
             self._learn()
             self._free.append(slot)
 
-    def rates(self, rows: Sequence[Hashable]) -> Rates:
-        """The rates of a batch of these rows; without rows, the average of all rows seen."""
+    def rates(self, rows: Sequence[Hashable]) -> list[tuple[int, Rates]]:
+        """The rates of the half of `rows` that accept less and of the half that accept more, each with its size.
+
+        Rows of two kinds do not behave like rows of the average kind: who accepts much also leaves few predictions to
+        its next step. One row is one half; without rows, the average of all rows seen counts as one.
+        """
         self._learn()
         average = self._average_rates()
         if not rows:
-            return average
-        slots = [self._slots.get(row, 0) for row in rows]
-        weights_R = 1 / (self._steps_R[slots] + self._row_prior)
-        asked_K, held_K = weights_R @ self._asked_RK[slots], weights_R @ self._held_RK[slots]
+            return [(1, average)]
+        slots_R = np.array([self._slots.get(row, 0) for row in rows])
+        share_R = (self._held_RK[slots_R].sum(1) + 1) / (self._asked_RK[slots_R].sum(1) + 2)
+        halves = np.array_split(slots_R[share_R.argsort(kind="stable")], min(2, len(rows)))
+        return [(len(half_R), self._rates_of(half_R, average)) for half_R in halves]
+
+    def _rates_of(self, slots_R: npt.NDArray[np.int64], average: Rates) -> Rates:
+        weights_R = 1 / (self._steps_R[slots_R] + self._row_prior)
+        asked_K, held_K = weights_R @ self._asked_RK[slots_R], weights_R @ self._held_RK[slots_R]
         return _shrunk(held_K, asked_K, average, self._row_prior * float(weights_R.sum()))
 
     def _average_rates(self) -> Rates:
@@ -393,18 +408,18 @@ class AdaptiveWindow:
     def forget(self, row: Hashable) -> None:
         self.acceptance.forget(row)
 
-    def _decide(self, rates: Rates, costs_N: Floats) -> None:
+    def _decide(self, rates: list[tuple[int, Rates]], costs_N: Floats) -> None:
         speed_N = self._tokens_N(rates) / costs_N
         best = int(speed_N.argmax())  # the narrowest of equals
         gain = speed_N[best] / speed_N[self._choice] - 1
         if gain > self.hysteresis or speed_N[self._choice] < speed_N[0]:
             self._choice = best
 
-    def _consider_probe(self, rates: Rates, costs_N: Floats) -> None:
+    def _consider_probe(self, rates: list[tuple[int, Rates]], costs_N: Floats) -> None:
         """Start the most promising probe that the credit pays for; what is left of the credit lapses."""
         n = self.widths[self._choice]
-        best_K = np.where(np.arange(1, len(rates.carried_K) + 1) > n, _inside(1.0), rates.carried_K)
-        speed_N = self._tokens_N(Rates(best_K, best_K[1])) / costs_N
+        best = [(size, half.at_best(n)) for size, half in rates]
+        speed_N = self._tokens_N(best) / costs_N
         wasted_N = self.probe_steps * (costs_N - costs_N[self._choice])
         is_candidate_N = (self._widths_N > n) & (wasted_N <= self._credit)
         is_candidate_N &= speed_N > (1 + self.hysteresis) * speed_N[self._choice]
@@ -413,8 +428,8 @@ class AdaptiveWindow:
             self._probe_steps_left = self.probe_steps - 1
             self._steps_since_probe, self._credit = 0, 0.0
 
-    def _tokens_N(self, rates: Rates) -> Floats:
-        return np.array([rates.expected(n) for n in self.widths])
+    def _tokens_N(self, rates: list[tuple[int, Rates]]) -> Floats:
+        return np.array([sum(size * half.expected(n) for size, half in rates) for n in self.widths])
 
 
 def _fresh_first(counts_OK: npt.NDArray[np.bool_], is_fresh_OK: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -448,6 +463,6 @@ def _inside(rate: float) -> float:
 
 
 def _increasing(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if not values or values[0] < 1 or any(low >= high for low, high in zip(values, values[1:], strict=False)):
+    if not values or values[0] < 1 or any(low >= high for low, high in pairwise(values)):
         raise InputError(f"{name} must be strictly increasing from 1 or more, got {list(values)}")
     return tuple(values)

@@ -13,9 +13,7 @@ texts = st.lists(st.integers(0, 4), max_size=30)
 def latest_follower(runs, context):
     """The token after the last occurrence of `context` in the runs, by brute force."""
     size = len(context)
-    found = [
-        run[i + size] for run in runs for i in range(len(run) - size) if list(run[i : i + size]) == list(context)
-    ]
+    found = [run[i + size] for run in runs for i in range(len(run) - size) if list(run[i : i + size]) == list(context)]
     return found[-1] if found else None
 
 

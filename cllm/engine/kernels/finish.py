@@ -123,7 +123,7 @@ def norm_kernel(
     e_E = tl.arange(0, BLOCK)
     mask_E = e_E < size
     counts_E = _count_parts(e_E, chunks, base, extra, TILE, PARTS)
-    weight_E = tl.load(weight_ptr + e_E, mask=mask_E, other=0.0)
+    weight_E = tl.load(weight_ptr + e_E, mask=mask_E, other=0.0).to(tl.float32)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -136,5 +136,6 @@ def norm_kernel(
         tl.store(sum_ptr + token * size + e_E, rounded_E, mask=mask_E)
         total_E = rounded_E.to(tl.float32)  # the norm sees what the next layer's residual sees
     scale = tl.rsqrt(tl.sum(total_E * total_E) / size + eps)
-    normed_E = (total_E * scale).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + token * size + e_E, weight_E * normed_E, mask=mask_E)
+    dtype = out_ptr.dtype.element_ty
+    normed_E = (total_E * scale).to(dtype).to(tl.float32)  # rounded before the weight, as in transformers' modules
+    tl.store(out_ptr + token * size + e_E, (weight_E * normed_E).to(dtype), mask=mask_E)

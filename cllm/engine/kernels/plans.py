@@ -14,7 +14,8 @@ Op = Literal["linear", "linear_add_norm", "gated_linear"]
 TOKEN_BUCKETS = (1, 16, 32, 64, 128)
 _UNTRIED_LIMIT = 64  # no plan of ours above it without having been measured
 _FEWEST_COLUMNS = 16  # of a tensor core's right operand
-_SHARED_MEMORY = 227 * 1024  # of a processor of an H100 or H200; a candidate that a smaller one refuses is passed over
+_SHARED_MEMORY = 228 * 1024  # bytes of a Hopper processor; what a smaller GPU refuses, tuning passes over
+_RESERVED = 1024  # of it, for each program
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,25 @@ class _Tile:
     stages: int
     warps: int = 4
 
-    def bytes(self, block_t: int, halves: int) -> int:
-        """Of shared memory, for two-byte elements."""
-        return (self.block_o * halves + block_t) * self.block_i * 2 * self.stages
+    def shared_memory(self, block_t: int, halves: int) -> int:
+        """Bytes that a program of two-byte elements takes, that of writing parts included: to a few KB, as compiled."""
+        # Hopper's tensor cores read a stage from shared memory while the next ones arrive; tiles too low for them are
+        # copied to registers first and need a stage less.
+        buffers = self.stages if self.block_o >= 64 else self.stages - 1
+        operands = (self.block_o * halves + block_t) * self.block_i * 2 * buffers
+        return operands + self.block_o * min(block_t, 32) * 4 + _RESERVED
 
 
 # Many bytes in flight for each program; larger tiles for more tokens, because every tile reads all of x again.
 _TILES = {
-    16: (_Tile(64, 128, 4), _Tile(64, 128, 5), _Tile(32, 256, 4), _Tile(64, 256, 4), _Tile(128, 128, 3), _Tile(32, 128, 6)),
+    16: (
+        _Tile(64, 128, 4),
+        _Tile(64, 128, 5),
+        _Tile(32, 256, 4),
+        _Tile(64, 256, 4),
+        _Tile(128, 128, 3),
+        _Tile(32, 128, 6),
+    ),
     32: (_Tile(64, 128, 4), _Tile(128, 64, 5), _Tile(128, 128, 4, 8), _Tile(64, 128, 3), _Tile(128, 64, 4)),
     64: (_Tile(128, 64, 4), _Tile(128, 128, 4, 8), _Tile(64, 128, 4), _Tile(256, 64, 4, 8), _Tile(128, 64, 6, 8)),
     128: (_Tile(128, 64, 4, 8), _Tile(256, 64, 4, 8), _Tile(128, 128, 3, 8)),
@@ -95,7 +107,7 @@ def _block_t(key: PlanKey) -> int:
 def _launches(tile: _Tile, key: PlanKey, processors: int) -> list[Plan]:
     """One program a tile, then as many programs as are resident at once, with equal shares of the work."""
     tiles, chunks = triton.cdiv(key.outputs, tile.block_o), triton.cdiv(key.inputs, tile.block_i)
-    resident = _SHARED_MEMORY // tile.bytes(_block_t(key), 2 if key.op == "gated_linear" else 1)
+    resident = _SHARED_MEMORY // tile.shared_memory(_block_t(key), 2 if key.op == "gated_linear" else 1)
     shared = [processors * each for each in range(1, resident + 1) if processors * each <= tiles * chunks]
     return [
         Plan(_block_t(key), tile.block_o, tile.block_i, tile.stages, tile.warps, programs)

@@ -39,7 +39,7 @@ class Share:
     direct: bool  # each program has one tile, and all of it
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def share_out(programs: int, tiles: int, chunks: int) -> Share:
     """At most one program a step; the same arithmetic as `first_step` and `owner`."""
     programs = min(programs, tiles * chunks)
@@ -81,6 +81,11 @@ def _prefetch(
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; // $0 is unused", "=r,l", [pointers_OI], dtype=tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def _load_weights(pointers_OI: tl.tensor, inside_I: tl.tensor, EVEN_I: tl.constexpr) -> tl.tensor:
+    return tl.load(pointers_OI) if EVEN_I else tl.load(pointers_OI, mask=inside_I[None, :], other=0.0)
 
 
 @triton.jit
@@ -158,35 +163,26 @@ def projection_kernel(
         # The last tile may hang over the end: it reads the last row again, and `_store` drops what comes of that.
         rows_O = tl.minimum(o_O, outputs - 1 - tile * BLOCK_O)
         w_ptrs_OI = w_ptr + (tile * BLOCK_O).to(tl.int64) * inputs + (rows_O[:, None] * inputs + i_I[None, :])
-        mask_IT = t_T[None, :] < tokens
-        if EVEN_I:
-            x_IT = tl.load(x_ptr + (t_T[None, :] * x_stride + i_I[:, None]), mask=mask_IT, other=0.0)
-            w_OI = tl.load(w_ptrs_OI)
-        else:
-            mask_IT = mask_IT & (i_I[:, None] < inputs)
-            x_IT = tl.load(x_ptr + (t_T[None, :] * x_stride + i_I[:, None]), mask=mask_IT, other=0.0)
-            w_OI = tl.load(w_ptrs_OI, mask=i_I[None, :] < inputs, other=0.0)
+        x_ptrs_IT = x_ptr + (t_T[None, :] * x_stride + i_I[:, None])
+        inside_I = i_I < inputs
+        inside_T = t_T[None, :] < tokens
+        x_IT = tl.load(x_ptrs_IT, mask=inside_T if EVEN_I else inside_T & inside_I[:, None], other=0.0)
+        w_OI = _load_weights(w_ptrs_OI, inside_I, EVEN_I)
         acc_OT = tl.dot(w_OI, x_IT, acc_OT, input_precision="ieee")
         if GATED:
-            up_ptrs_OI = w_ptrs_OI + outputs.to(tl.int64) * inputs
-            if EVEN_I:
-                up_w_OI = tl.load(up_ptrs_OI)
-            else:
-                up_w_OI = tl.load(up_ptrs_OI, mask=i_I[None, :] < inputs, other=0.0)
+            up_w_OI = _load_weights(w_ptrs_OI + outputs.to(tl.int64) * inputs, inside_I, EVEN_I)
             up_OT = tl.dot(up_w_OI, x_IT, up_OT, input_precision="ieee")
-        if PDL:
-            if step == tl.maximum(end - STAGES, begin):
-                gdc_launch_dependents()
-        if not DIRECT:
-            if (step == end - 1) | (step == (tile + 1) * chunks - 1):
-                part = program - owner(tile * chunks, base, extra)
-                row_size = outputs * 2 if GATED else outputs
-                _store(out_ptr, acc_OT, part * tokens, tile * BLOCK_O + o_O, t_T, tokens, outputs, row_size)
-                acc_OT = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
-                if GATED:
-                    up_out_ptr = out_ptr + outputs
-                    _store(up_out_ptr, up_OT, part * tokens, tile * BLOCK_O + o_O, t_T, tokens, outputs, row_size)
-                    up_OT = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
+        if PDL and step == tl.maximum(end - STAGES, begin):
+            gdc_launch_dependents()
+        if not DIRECT and (step == end - 1) | (step == (tile + 1) * chunks - 1):
+            part = program - owner(tile * chunks, base, extra)
+            row_size = outputs * 2 if GATED else outputs
+            _store(out_ptr, acc_OT, part * tokens, tile * BLOCK_O + o_O, t_T, tokens, outputs, row_size)
+            acc_OT = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
+            if GATED:
+                up_out_ptr = out_ptr + outputs
+                _store(up_out_ptr, up_OT, part * tokens, tile * BLOCK_O + o_O, t_T, tokens, outputs, row_size)
+                up_OT = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
     if DIRECT:
         o_O += program * BLOCK_O
         if HAS_BIAS:

@@ -5,21 +5,20 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-_CALLS = 8  # in a graph: enough to hide its start, and what it takes for launches to overlap
+_CALLS = 16  # in a graph: enough to hide its start, and what it takes for launches to overlap
 _REPLAYS = 5
 
 
-def enough_weights(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The weights and copies of them, so that a walk over all finds none in the L2 cache any more."""
+def weights_for_calls(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One weight a call of a graph, with copies where a walk over the given ones would find some in the L2 cache."""
     cache = torch.cuda.get_device_properties(weights[0].device).L2_cache_size
-    bytes_each = weights[0].nbytes
-    needed = -(-3 * cache // bytes_each)
-    copies = [weights[0].clone() for _ in range(needed - len(weights))]
-    return [*weights[: max(needed, _CALLS)], *copies]
+    missing = -(-3 * cache // weights[0].nbytes) - len(weights)
+    distinct = [*weights, *(weights[0].clone() for _ in range(missing))]
+    return list(itertools.islice(itertools.cycle(distinct), max(_CALLS, len(distinct) if missing > 0 else 0)))
 
 
 def microseconds(calls: Iterable[Callable[[], object]]) -> float:
-    """Of one call on average, the best of several replays of a graph of them; each is called once before, to compile."""
+    """Of one call on average, in the best of several replays of a graph of them all; they are called once before."""
     calls = list(calls)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

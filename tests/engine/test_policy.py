@@ -1,0 +1,294 @@
+"""Windows chosen in simulation: against the best fixed window and against AR, for several machines and kinds of rows.
+
+A simulated guess holds with a probability that depends on its place in the window and on whether it was carried over
+from the step before or is an initial guess. Time is what the cost table says; every random number is seeded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from cllm.engine.policy import (
+    Acceptance,
+    AdaptiveWindow,
+    CostKey,
+    CostTable,
+    FixedWindow,
+    Rates,
+    WindowPolicy,
+)
+from cllm.errors import InputError
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+WIDTHS = (1, 2, 4, 8, 16)
+TOKENS = {1: 6_000, 8: 12_000, 32: 24_000, 128: 48_000}  # simulated for each batch
+
+MACHINES: dict[str, Callable[[int, int], float]] = {
+    "flat to 256 tokens": lambda b, n: 3.1 * max(b * n / 256, 1) + 0.0005 * b * n,
+    "rising to 256 tokens": lambda b, n: 3.1 * max(b * n / 256, 1) + 0.004 * b * n + 0.01 * b,
+    "linear": lambda b, n: 4.0 + b * n,
+}
+TABLES = {name: CostTable.measure(time_step, BATCHES, WIDTHS) for name, time_step in MACHINES.items()}
+
+PLACES = np.arange(WIDTHS[-1] - 1)
+CARRIED_FRESH = {
+    "never": (0.0 * PLACES, 0.0 * PLACES),
+    "teacher": (0.03 + 0.0 * PLACES, 0.03 + 0.0 * PLACES),  # 1.03 tokens a step
+    "cllm": (0.75 + 0.0 * PLACES, 0.75 + 0.0 * PLACES),
+    "jacobi": (0.82 + 0.0 * PLACES, 0.05 + 0.0 * PLACES),  # initial guesses are nearly worthless
+    "rising": (1 - 0.45 * 0.8**PLACES, 1 - 0.45 * 0.8**PLACES),
+    "falling": (0.9 * 0.85**PLACES, 0.9 * 0.85**PLACES),
+}
+KINDS = list(CARRIED_FRESH)
+CARRIED, FRESH = (np.array([CARRIED_FRESH[kind][i] for kind in KINDS]) for i in range(2))
+
+# Kind of the serial-th row, opened when `progress` of all tokens were done.
+MIXTURES: dict[str, Callable[[float, int], str]] = {
+    **{kind: lambda progress, serial, kind=kind: kind for kind in KINDS},
+    "teacher and cllm": lambda progress, serial: ("teacher", "cllm")[serial % 2],
+    "teacher and jacobi": lambda progress, serial: ("teacher", "jacobi")[serial % 2],
+    "teacher, then cllm": lambda progress, serial: "cllm" if progress > 0.5 else "teacher",
+    "cllm, then teacher": lambda progress, serial: "teacher" if progress > 0.5 else "cllm",
+    "teacher, then jacobi": lambda progress, serial: "jacobi" if progress > 0.5 else "teacher",
+}
+
+
+LENGTH = 128  # tokens of a response
+
+
+@dataclass
+class Outcome:
+    milliseconds: float = 0.0
+    chosen: list[int] = field(default_factory=list)
+
+
+def luck(key: int) -> np.ndarray:
+    """A uniform number for each position of a row: the same for every policy, so that comparisons have little noise."""
+    return np.random.default_rng(key).random(LENGTH + WIDTHS[-1])
+
+
+def simulate(policy: WindowPolicy, machine: str, batch: int, mixture: str, tokens: int) -> Outcome:
+    """Continuous batching: a row that has its tokens is replaced by a new one. Time per token, times `tokens`."""
+    keys = list(range(batch))
+    kind = np.array([KINDS.index(MIXTURES[mixture](0.0, key)) for key in keys])
+    draws = np.array([luck(key) for key in keys])
+    position, carried = np.arange(batch) * 61 % LENGTH, np.zeros(batch, dtype=int)
+    outcome, done, serial = Outcome(), 0, batch
+    while done < tokens:
+        n = policy.choose(keys)
+        outcome.chosen.append(n)
+        outcome.milliseconds += TABLES[machine].cost(batch, n)
+        rate = np.where(carried[:, None] > PLACES, CARRIED[kind], FRESH[kind])[:, : n - 1]
+        holds = np.take_along_axis(draws, position[:, None] + PLACES, 1)[:, : n - 1] < rate
+        accepted = 1 + holds.cumprod(1).sum(1)
+        carried = np.maximum(carried, n) - accepted
+        done += int(np.minimum(accepted, LENGTH - position).sum())
+        position += accepted
+        for row in (position < LENGTH).nonzero()[0].tolist():
+            policy.observe(keys[row], n, int(accepted[row]))
+        for row in (position >= LENGTH).nonzero()[0].tolist():
+            policy.forget(keys[row])
+            keys[row] = serial
+            kind[row] = KINDS.index(MIXTURES[mixture](done / tokens, serial))
+            draws[row] = luck(serial)
+            position[row] = carried[row] = 0
+            serial += 1
+    outcome.milliseconds *= tokens / done
+    return outcome
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("batch", [8, 32, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 128))])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_close_to_the_best_fixed_window_and_never_slower_than_ar(machine, batch, mixture):
+    tokens = TOKENS[batch]
+    ar = tokens / batch * TABLES[machine].cost(batch, 1)
+    fixed = [simulate(FixedWindow(n), machine, batch, mixture, tokens).milliseconds for n in WIDTHS[1:]]
+    adaptive = simulate(AdaptiveWindow(TABLES[machine], WIDTHS), machine, batch, mixture, tokens)
+    assert adaptive.milliseconds <= 1.03 * min(ar, *fixed)
+    assert adaptive.milliseconds <= 1.02 * ar
+
+
+@pytest.mark.parametrize("batch", TOKENS)
+@pytest.mark.parametrize("machine", ["rising to 256 tokens", "linear"])
+def test_a_model_that_accepts_nothing_decodes_as_ar(machine, batch):
+    tokens = TOKENS[batch]
+    outcome = simulate(AdaptiveWindow(TABLES[machine], WIDTHS), machine, batch, "never", tokens)
+    assert outcome.milliseconds <= 1.015 * tokens / batch * TABLES[machine].cost(batch, 1)
+    later = outcome.chosen[len(outcome.chosen) // 2 :]
+    assert later.count(1) > 0.8 * len(later)
+
+
+def test_probes_find_acceptance_that_comes_back():
+    """n is 1 for thousands of steps; when the rows change, some probes are enough."""
+    outcome = simulate(AdaptiveWindow(TABLES["linear"], WIDTHS), "linear", 1, "teacher, then jacobi", 8_000)
+    assert outcome.chosen[3000:3800].count(1) > 700
+    assert set(outcome.chosen[-200:]) <= {4, 8, 16}
+
+
+def test_gains_below_the_hysteresis_change_nothing():
+    """Where all widths are within two percent of each other, only probes leave the width."""
+    table = CostTable.measure(lambda b, n: 3.1 * (1 + 0.02 * (n > 1)), BATCHES, WIDTHS)
+    policy = AdaptiveWindow(table, WIDTHS, probe_share=0.0)
+    rng = np.random.default_rng(0)
+    chosen = []
+    for _ in range(2000):
+        chosen.append(policy.choose(["row"]))
+        policy.observe("row", chosen[-1], 1 + int(chosen[-1] > 1 and rng.random() < 0.03))
+    assert sum(a != b for a, b in pairwise(chosen[100:])) <= 2
+
+
+def test_probes_keep_to_their_share_of_time():
+    """The machine makes wide windows dear, and nothing is ever accepted: all time beyond AR's went into probes."""
+    table = TABLES["linear"]
+    for share in (0.002, 0.01, 0.05):
+        policy = AdaptiveWindow(table, WIDTHS, probe_share=share)
+        chosen = []
+        for _ in range(6000):
+            chosen.append(policy.choose(["row"]))
+            policy.observe("row", chosen[-1], 1)
+        wasted = sum(table.cost(1, n) - table.cost(1, 1) for n in chosen[100:])
+        assert 0 < wasted <= share * len(chosen) * table.cost(1, 1)
+
+
+def test_batch_decides_the_window():
+    """The same rows: wide windows while the batch is small, narrow ones when it fills the machine."""
+    policy = AdaptiveWindow(TABLES["flat to 256 tokens"], WIDTHS)
+    for _ in range(60):
+        n = policy.choose(range(8))
+        for row in range(8):
+            policy.observe(row, n, max(1, n // 2))
+    assert policy.choose(range(4)) == 16
+    narrow = {policy.choose(range(128)) for _ in range(8)}
+    assert max(narrow) <= 16
+    assert policy.choose(range(128)) < 16
+    assert policy.choose([]) in WIDTHS
+
+
+@pytest.mark.parametrize(("carried", "fresh"), [(0.8, 0.05), (0.5, 0.5), (0.02, 0.01), (0.95, 0.3)])
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
+def test_expected_tokens_are_the_mean_of_the_chain(carried, fresh, n):
+    rng = np.random.default_rng(0)
+    ready, total, steps = 0, 0, 20_000
+    for _ in range(steps):
+        accepted = 1
+        while accepted < n and rng.random() < (carried if accepted <= ready else fresh):
+            accepted += 1
+        ready = n - accepted
+        total += accepted
+    assert Rates(np.array([1.0] + [carried] * 15), fresh).expected(n) == pytest.approx(total / steps, rel=0.04)
+
+
+def test_survival_beyond_the_window_is_extrapolated_geometrically():
+    """Width 4 shows guesses that hold half the time; the estimate for 16 follows the same rate."""
+    acceptance, rng = Acceptance(16), np.random.default_rng(0)
+    for _ in range(3000):
+        accepted = 1
+        while accepted < 4 and rng.random() < 0.5:
+            accepted += 1
+        acceptance.observe("row", 4, accepted)
+    ((_, rates),) = acceptance.rates([])
+    assert rates.carried_K[1:4] == pytest.approx(0.5, abs=0.1)
+    assert rates.carried_K[4:] == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_step_says_nothing_about_guesses_it_did_not_reach():
+    acceptance = Acceptance(8)
+    for _ in range(50):
+        acceptance.observe("row", 8, 2)  # guess 1 holds, guess 2 does not
+    ((_, rates),) = acceptance.rates(["row"])
+    assert rates.carried_K[1] > 0.95
+    assert rates.carried_K[2] < 0.05
+    for _ in range(200):
+        acceptance.observe("row", 2, 2)  # cannot say anything about guess 2
+    ((_, after),) = acceptance.rates([])
+    assert after.carried_K[2] < 0.2
+
+
+def test_a_new_row_starts_from_the_average_and_then_goes_its_own_way():
+    acceptance = Acceptance(4)
+    for step in range(200):
+        acceptance.observe(step % 4, 4, 3)
+    ((_, average),) = acceptance.rates([])
+    ((_, new),) = acceptance.rates(["new"])
+    assert new.carried_K == pytest.approx(average.carried_K)
+    for _ in range(100):
+        acceptance.observe("new", 4, 1)
+    ((_, learnt),) = acceptance.rates(["new"])
+    assert learnt.expected(4) < 1.3 < average.expected(4)
+    acceptance.forget("new")
+    ((_, again),) = acceptance.rates(["new"])
+    assert again.expected(4) > learnt.expected(4)
+
+
+def test_places_of_forgotten_rows_are_reused():
+    acceptance = Acceptance(4)
+    for key in range(5000):
+        acceptance.observe(key, 4, 2)
+        if key >= 10:
+            acceptance.forget(key - 10)
+    assert len(acceptance._steps_R) < 64
+
+
+def test_costs_are_monotone_and_linear_between_batches():
+    table = CostTable([1, 4], [1, 2], [[3.0, 2.0], [5.0, 10.0]])  # the first point was disturbed
+    assert table.cost(1, 1) == 2.0
+    assert table.cost(1, 2) == 2.0
+    assert table.cost(2, 1) == pytest.approx(3.0)
+    assert table.cost(3, 2) == pytest.approx(2.0 + 8.0 * 2 / 3)
+    rng = np.random.default_rng(0)
+    noisy = CostTable(BATCHES, WIDTHS, 1 + rng.random((len(BATCHES), len(WIDTHS))))
+    grid = np.array([[noisy.cost(batch, n) for n in WIDTHS] for batch in range(1, 129)])
+    assert (np.diff(grid, axis=0) >= 0).all()
+    assert (np.diff(grid, axis=1) >= 0).all()
+
+
+def test_a_table_is_read_back_under_its_own_key_only(tmp_path):
+    path = tmp_path / "costs.json"
+    key = CostKey(device="NVIDIA H200", model="0123abcd", dtype="bfloat16", versions={"torch": "2.13.0"})
+    table = TABLES["linear"]
+    table.save(path, key)
+    again = CostTable.load(path, key)
+    assert (again.batches, again.widths) == (table.batches, table.widths)
+    assert (again.milliseconds == table.milliseconds).all()
+    for changed in ({"device": "NVIDIA A100"}, {"model": "0"}, {"dtype": "float32"}, {"versions": {}}):
+        with pytest.raises(InputError, match=f"another {next(iter(changed))}"):
+            CostTable.load(path, key.model_copy(update=changed))
+    with pytest.raises(InputError, match="no such table"):
+        CostTable.load(tmp_path / "none.json", key)
+    path.write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        CostTable.load(path, key)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CostTable([2, 1], [1], [[1.0], [1.0]]), "batches must be strictly increasing"),
+        (lambda: CostTable([1], [0, 1], [[1.0, 1.0]]), "widths must be strictly increasing"),
+        (lambda: CostTable([1], [1, 2], [[1.0]]), "milliseconds: shape"),
+        (lambda: CostTable([1], [1], [[0.0]]), "positive"),
+        (lambda: CostTable([1], [1], [[float("nan")]]), "positive"),
+        (lambda: TABLES["linear"].cost(129, 1), "batch=129"),
+        (lambda: TABLES["linear"].cost(1, 3), "n=3 was not measured"),
+        (lambda: AdaptiveWindow(TABLES["linear"], [2, 4]), "1 must be among them"),
+        (lambda: AdaptiveWindow(TABLES["linear"], [1, 3]), r"\[3\] not in the table"),
+        (lambda: FixedWindow(0), "n must be >= 1"),
+        (lambda: Acceptance(4).observe("row", 4, 5), "accepted=5 of n=4"),
+        (lambda: Acceptance(4).observe("row", 4, 0), "accepted=0 of n=4"),
+        (lambda: Acceptance(4).observe("row", 8, 2), "n=8"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_ar_alone_is_a_choice():
+    policy = AdaptiveWindow(TABLES["linear"], [1])
+    for _ in range(100):
+        assert policy.choose(["row"]) == 1
+        policy.observe("row", 1, 1)
