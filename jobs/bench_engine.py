@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ import torch
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from cllm.artifacts import write_atomic
-from cllm.bench.bandwidth import copy_bandwidth, weight_bytes
+from cllm.bench.bandwidth import copy_bandwidth, weight_bytes, weight_bytes_of
 from cllm.bench.closed_loop import closed_loop
 from cllm.bench.engines import Case, Decoder, Row, measure_ours, memory_in_use, workload
 from cllm.decoding.records import DecodeRequest, SamplingParams
-from cllm.engine.backends import attention_for, ops_for
+from cllm.engine.attention import TorchAttention
+from cllm.engine.backends import attention_for, ops_for, triton_attention, tune
 from cllm.engine.model import DecoderModel
-from cllm.engine.weights import load_model, random_model
+from cllm.engine.weights import ModelOptions, load_model, random_model
 from cllm.errors import InputError
 from cllm.models import (
     default_device,
@@ -42,7 +44,7 @@ from cllm.tasks.prompts import read_prompts
 from jobs.cli import exit_code_of, print_last_line_json
 from jobs.cluster import start
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -80,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--n", type=int, nargs="+", default=[16], metavar="N", help="windows of Jacobi (default 16)")
     result.add_argument("--decoders", nargs="+", default=["ar", "jacobi"], choices=DECODERS)
     result.add_argument("--guess", default="pad", choices=["pad", "prompt"], help="initial guesses (default pad)")
+    result.add_argument("--tune", action="store_true", help="let the kernels find their fastest launches first")
+    result.add_argument("--attention", default="auto", choices=["auto", "triton", "torch"], help="default: the best")
+    result.add_argument("--vllm-memory", type=float, default=0.9, metavar="SHARE", help="of the GPU (default 0.9)")
     result.add_argument("--vllm", action="store_true", help="measure vLLM's AR decoding as well")
     result.add_argument("--out", type=Path, metavar="FILE", help="write the document there, too")
     return result
@@ -89,15 +94,20 @@ def run(arguments: argparse.Namespace) -> None:
     check(arguments)
     start()
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    document = {"rows": [], "provenance": collect_provenance(sys.argv), "settings": settings(arguments)}
-    measured = ray.get(measure_cllm.options(num_gpus=gpus).remote(arguments))
-    document |= measured
+    # With two GPUs both engines run at the same time, each on its own; with one, or none, one after the other.
+    pending = [measure_cllm.options(num_gpus=gpus, num_cpus=1).remote(arguments)]
     if arguments.vllm:
-        peer = ray.get(measure_vllm.options(num_gpus=gpus).remote(arguments, measured["floor_ms"]))
-        document |= {"rows": measured["rows"] + peer["rows"], "vllm": peer["vllm"]}
+        if ray.cluster_resources().get("GPU", 0) < 2:
+            ray.wait(pending)
+        pending.append(measure_vllm.options(num_gpus=gpus, num_cpus=1).remote(arguments))
+    parts = ray.get(pending)
+    rows = [row for part in parts for row in part.pop("rows")]
+    document = {"rows": rows, "settings": settings(arguments), "provenance": collect_provenance(sys.argv)}
+    for part in parts:
+        document |= part
     if arguments.out:
         write_atomic(arguments.out, json.dumps(document, indent=1, allow_nan=False))
-    print(f"\n{engines_table(document['rows'])}\n", flush=True)
+    print(f"\n{engines_table(rows)}\n", flush=True)
     print_last_line_json(document)
 
 
@@ -118,53 +128,67 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
     device = default_device()
     model, eos_ids, pad_id = subject(arguments, device)
-    rows = []
+    todo = list(cases(arguments))
+    if arguments.tune:
+        tune(model, sorted({case.n * case.concurrency for case in todo}))
     requests = requests_for(arguments, model.shape.vocab_size)
-    for row in measure_ours(
-        model, model_name(arguments), cases(arguments), requests, eos_ids=eos_ids, pad_id=pad_id, guess=arguments.guess
-    ):
-        rows.append(row.document())
-        print(json.dumps(rows[-1]), flush=True)
+    measured = measure_ours(
+        model, model_name(arguments), todo, requests, eos_ids=eos_ids, pad_id=pad_id, guess=arguments.guess
+    )
     bandwidth = copy_bandwidth(device)
     return {
-        "rows": rows,
+        "rows": [noted(row) for row in measured],
         "copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
         "floor_ms": 1000 * weight_bytes(model) / bandwidth,
         "hardware": collect_provenance(())["hardware"],
+        "kernels": {"ops": type(model.ops).__name__, "attention": type(model.attention).__name__},
     }
 
 
 @ray.remote
-def measure_vllm(arguments: argparse.Namespace, floor_ms: float) -> dict[str, Any]:
+def measure_vllm(arguments: argparse.Namespace) -> dict[str, Any]:
     from cllm.bench.vllm_server import VllmServer
 
+    device = default_device()
     with tempfile.TemporaryDirectory() as folder:
-        path, config = arguments.model, None
+        path = arguments.model
         if path is None:
-            config = shape_config(arguments.shape)
-            config.architectures = ["LlamaForCausalLM"]
-            config.save_pretrained(folder)
+            shape_config(arguments.shape).save_pretrained(folder)
             path = folder
-        vocab_size = (config or AutoConfig.from_pretrained(path)).vocab_size
-        requests = requests_for(arguments, vocab_size)
+        config = AutoConfig.from_pretrained(path)
+        requests = requests_for(arguments, config.vocab_size)
+        floor_ms = 1000 * weight_bytes_of(config) / copy_bandwidth(device)
         longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
         server = VllmServer(
-            path, max_rows=max(arguments.concurrency), max_tokens=longest, dummy=arguments.model is None, dtype="auto"
+            path,
+            max_rows=max(arguments.concurrency),
+            max_tokens=longest,
+            dummy=arguments.model is None,
+            gpu_memory_utilization=arguments.vllm_memory,
         )
         rows = []
         for concurrency in arguments.concurrency:
-            closed_loop(server, requests[:concurrency], concurrency)
+            closed_loop(server, [replace(request, max_new_tokens=8) for request in requests], concurrency)
             load = closed_loop(server, workload(requests, concurrency), concurrency)
-            names = {
-                "engine": "vllm",
-                "decoder": "ar",
-                "model": model_name(arguments),
-                "concurrency": concurrency,
-                "n": 1,
-            }
-            rows.append(Row.of(load, floor_ms=floor_ms, memory_gib=memory_in_use(default_device()), **names).document())
-            print(json.dumps(rows[-1]), flush=True)
+            row = Row.of(
+                load,
+                floor_ms=floor_ms,
+                engine="vllm",
+                decoder="ar",
+                model=model_name(arguments),
+                concurrency=concurrency,
+                n=1,
+                memory_gib=memory_in_use(device),
+            )
+            rows.append(noted(row))
         return {"rows": rows, "vllm": server.description}
+
+
+def noted(row: Row) -> dict[str, Any]:
+    """The row's document, printed as soon as it is measured."""
+    document = row.document()
+    print(json.dumps(document), flush=True)
+    return document
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -177,7 +201,10 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
 def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[DecoderModel, Sequence[int], int]:
     """The model to measure, its end tokens and its padding token."""
     dtype = resolve_dtype("auto", device)
-    options = {"ops": ops_for(device, dtype), "attention": attention_for(device, dtype)}
+    attention = TorchAttention() if arguments.attention == "torch" else attention_for(device, dtype)
+    if arguments.attention == "triton":
+        attention = triton_attention(device)
+    options: ModelOptions = {"ops": ops_for(device, dtype), "attention": attention}
     if arguments.model is None:
         return random_model(shape_config(arguments.shape), dtype, device, **options), (), 0
     tokenizer = load_tokenizer(arguments.model)
@@ -186,7 +213,7 @@ def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[Decode
 
 
 def shape_config(name: str) -> PretrainedConfig:
-    return LlamaConfig(**SHAPES[name], torch_dtype="bfloat16")
+    return LlamaConfig(**SHAPES[name], dtype="bfloat16", architectures=["LlamaForCausalLM"])
 
 
 def model_name(arguments: argparse.Namespace) -> str:

@@ -1,10 +1,13 @@
 """The floor of a decoding step: reading the weights once at the speed at which the device copies memory."""
 
+import math
 import time
 
 import torch
+from transformers import PretrainedConfig
 
-from cllm.engine.model import DecoderModel
+from cllm.engine.model import DecoderModel, ModelShape
+from cllm.engine.weights import tensor_shapes
 
 _COPY_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 
@@ -31,3 +34,11 @@ def weight_bytes(model: DecoderModel) -> int:
     for layer in weights.layers:
         linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
     return sum(linear.weight_OI.numel() * linear.weight_OI.element_size() for linear in linears)
+
+
+def weight_bytes_of(config: PretrainedConfig) -> int:
+    """The same from a configuration, for 16-bit weights: all matrices but the embedding, which is only looked up."""
+    shapes = tensor_shapes(ModelShape.of(config))
+    if not any(name.startswith("lm_head") for name in shapes):
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return 2 * sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embed_tokens" not in name)

@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from cllm.engine.config import EngineConfig
 from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
 from cllm.engine.model import DecoderModel
+from cllm.engine.policy import AdaptiveWindow
 
 Decoder = Literal["ar", "jacobi", "jacobi-block", "jacobi-adaptive"]
 
@@ -91,7 +93,7 @@ def measure_ours(
     pad_id: int,
     guess: GuessKind,
 ) -> Iterator[Row]:
-    """A row for each case; `requests` are served over and over until there are twice as many as fly at a time."""
+    """A row for each case, under `workload`."""
     floor_ms = 1000 * weight_bytes(model) / copy_bandwidth(model.device)
     longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
     for case in cases:
@@ -106,7 +108,8 @@ def measure_ours(
         )
         engine = build_engine(model, config, eos_ids=eos_ids, pad_id=pad_id)
         server = OurServer(engine)
-        closed_loop(server, requests[: case.concurrency], case.concurrency)  # captures graphs, warms the allocator
+        engine.runner.capture(windows_of(case, engine))
+        closed_loop(server, [replace(request, max_new_tokens=8) for request in requests], case.concurrency)
         load = closed_loop(server, workload(requests, case.concurrency), case.concurrency)
         memory = memory_in_use(model.device)
         names = {"engine": "cllm", "decoder": case.decoder, "model": name, "concurrency": case.concurrency, "n": case.n}
@@ -116,8 +119,14 @@ def measure_ours(
 
 
 def workload(requests: Sequence[DecodeRequest], concurrency: int) -> list[DecodeRequest]:
-    """The requests, repeated so that at least twice as many are served as fly at a time."""
-    return list(requests) * max(1, -(-2 * concurrency // len(requests)))
+    """The requests, repeated where needed: twice as many as fly at a time, and 16 at least if there are so many."""
+    count = max(2 * concurrency, min(16, len(requests)))
+    return list(islice(cycle(requests), count))
+
+
+def windows_of(case: Case, engine: Engine) -> Sequence[int]:
+    """The windows that the case's steps may have."""
+    return engine.policy.widths if isinstance(engine.policy, AdaptiveWindow) else [case.n]
 
 
 def memory_in_use(device: torch.device) -> float | None:

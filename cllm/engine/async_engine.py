@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from cllm.decoding.records import Commit, DecodeRequest
@@ -67,7 +67,7 @@ class AsyncEngine:
     def num_unfinished(self) -> int:
         return len(self._open)
 
-    async def stream(self, request: DecodeRequest) -> AsyncIterator[Commit]:
+    async def stream(self, request: DecodeRequest) -> AsyncGenerator[Commit, None]:
         """What each step commits to the request, until it is finished. Closing the iterator aborts the request.
 
         Raises:

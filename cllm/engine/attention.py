@@ -1,7 +1,7 @@
 """Attention of windows of tokens over a paged cache.
 
-Shapes: B rows, W tokens of a row's window, T = B * W tokens, M blocks of a row's table, H query heads, K key-value heads,
-D head size, N cache blocks, S tokens of a block.
+Shapes: B rows, W tokens of a row's window, T = B * W tokens, M blocks of a row's table, H query heads, K key-value
+heads, D head size, N cache blocks, S tokens of a block.
 """
 
 from dataclasses import dataclass

@@ -133,10 +133,7 @@ class Sampler:
 
     def is_greedy(self, slots: Iterable[int]) -> bool:
         """Whether the argmax of the logits is all that these slots need."""
-        return all(
-            params.temperature == 0 and not params.penalises and params.min_tokens == 0 and params.logprobs is None
-            for params in (self._params[slot] for slot in slots)
-        )
+        return all(_is_greedy(self._params[slot]) for slot in slots)
 
     def needs_counts(self, slots: Iterable[int]) -> bool:
         """Whether `commit` has to hear of the tokens of these slots."""
@@ -184,7 +181,9 @@ class Sampler:
             self._counts.add(slots_B, tokens_BW, counts_B)
 
     def _write(self, slot: int, params: SamplingParams, prompt_length: int) -> None:
-        self._params[slot] = params
+        before, self._params[slot] = self._params[slot], params
+        if _is_greedy(before) and _is_greedy(params):
+            return  # the device's columns say so already, and a dozen tiny copies take longer than a small model's step
         self._draws.set(slot, params)
         write_place(self._limits, slot, _Limits.of([(params, prompt_length)], torch.device("cpu")))
 
@@ -198,6 +197,11 @@ class Sampler:
         weaker_BWV = torch.where(logits_BWV > 0, logits_BWV / repetition_B11, logits_BWV * repetition_B11)
         logits_BWV = torch.where(in_output_BWV | in_prompt_B1V, weaker_BWV, logits_BWV)
         return logits_BWV - frequency_B11 * counts_BWV - presence_B11 * in_output_BWV
+
+
+def _is_greedy(params: SamplingParams) -> bool:
+    is_plain = not params.penalises and params.min_tokens == 0 and params.logprobs is None
+    return params.temperature == 0 and is_plain
 
 
 def raw_logprobs(logits_BWV: torch.Tensor, tokens_BW: torch.Tensor, num_top: int) -> Logprobs:

@@ -12,6 +12,8 @@ table entries.
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cllm.engine.sequence import Sequence
@@ -57,17 +59,18 @@ class DeviceState:
 
     def admit(self, entries: Many[Entry]) -> None:
         """Lay out the rows in their slots."""
-        length, blocks = self.tokens_RL.shape[1], self.tables_RM.shape[1]
-        tokens, tables, numbers = [], [], []
-        for entry in entries:
+        tokens_AL = np.full((len(entries), self.tokens_RL.shape[1]), self.fill_id)
+        tables_AM = np.zeros((len(entries), self.tables_RM.shape[1]), dtype=np.int32)
+        numbers_A5 = np.empty((len(entries), 5), dtype=np.int64)
+        for place, entry in enumerate(entries):
             row = entry.sequence
-            known = (row.tokens + entry.guesses)[:length]
-            tokens.append(known + [self.fill_id] * (length - len(known)))
-            tables.append(row.blocks + [0] * (blocks - len(row.blocks)))
-            numbers.append([row.slot, len(row.tokens), row.max_length, entry.block_end, entry.block_size])
-        slots_A, lengths_A, limits_A, ends_A, sizes_A = self.upload(numbers).unbind(1)
-        self.tokens_RL[slots_A] = self.upload(tokens)
-        self.tables_RM[slots_A] = self.upload(tables).int()
+            known = row.tokens + entry.guesses
+            tokens_AL[place, : len(known)] = known
+            tables_AM[place, : len(row.blocks)] = row.blocks
+            numbers_A5[place] = row.slot, len(row.tokens), row.max_length, entry.block_end, entry.block_size
+        slots_A, lengths_A, limits_A, ends_A, sizes_A = self.upload(numbers_A5).unbind(1)
+        self.tokens_RL[slots_A] = self.upload(tokens_AL)
+        self.tables_RM[slots_A] = self.upload(tables_AM)
         self.length_R[slots_A] = lengths_A
         self.limit_R[slots_A] = limits_A
         self.block_end_R[slots_A] = ends_A
@@ -120,7 +123,9 @@ class DeviceState:
         self.block_end_R[slots_B] = torch.where(length_B == end_B, end_B + self.block_size_R[slots_B], end_B)
         return counts_B
 
-    def upload(self, values: Many[object]) -> torch.Tensor:
-        """int64 on the device; from pinned memory, so that nobody waits for the copy."""
-        pinned = self.device.type == "cuda"
-        return torch.tensor(values, dtype=torch.long, pin_memory=pinned).to(self.device, non_blocking=True)
+    def upload(self, values: npt.ArrayLike) -> torch.Tensor:
+        """An integer array on the device; from pinned memory, so that nobody waits for the copy."""
+        tensor = torch.from_numpy(np.asarray(values))
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)

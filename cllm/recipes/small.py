@@ -36,7 +36,8 @@ def gsm8k_small() -> Recipe:
         Gsm8kConfig(source="openai/gsm8k:main"),
         finetune_steps=600,
         max_new_tokens=256,
-        loss=LossConfig(ar_weight=3.0, states="guess", on_policy_iterations=2, states_per_block=2),
+        train_steps=3000,
+        loss=LossConfig(ar_weight=1.0, states="guess", on_policy_iterations=2, states_per_block=2),
     )
 
 
@@ -48,11 +49,14 @@ def spider_small() -> Recipe:
         SpiderConfig(source="data/spider", held_out="questions", without_contents="drop"),
         finetune_steps=500,
         max_new_tokens=160,
+        train_steps=2400,
         loss=LossConfig(ar_weight=10.0, states="guess", on_policy_iterations=2, states_per_block=2),
     )
 
 
-def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: int, loss: LossConfig) -> Recipe:
+def _small(
+    name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: int, train_steps: int, loss: LossConfig
+) -> Recipe:
     return Recipe(
         name=name,
         output=f"runs/{name}",
@@ -76,7 +80,7 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
         ),
         train=TrainConfig(
             optim=OptimConfig(
-                steps=1200,
+                steps=train_steps,
                 learning_rate=8e-4,
                 weight_decay=0.1,
                 row_tokens=2048,
@@ -85,7 +89,7 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
                 log_every=100,
             ),
             loss=loss,
-            validate_every=250,
+            validate_every=500,
         ),
         evaluate=EvaluateConfig(
             num_prompts=1000,
@@ -95,5 +99,5 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
             batch_size=256,
             speed_prompts=24,
         ),
-        resources=ResourceConfig(gpus=1),
+        resources=ResourceConfig(gpus=1, compile=True),
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cllm.bench.agreement import compare, first_difference
-from cllm.bench.bandwidth import weight_bytes
+from cllm.bench.bandwidth import weight_bytes, weight_bytes_of
 from cllm.bench.closed_loop import closed_loop
 from cllm.bench.engines import Case, OurServer, Row, measure_ours, workload
 from cllm.decoding.records import DecodeRequest, SamplingParams
@@ -69,12 +69,14 @@ def test_floor_counts_every_matrix_once():
     model = tiny_model(0)
     expected = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
     assert weight_bytes(model_from_transformers(model)) == 4 * expected
+    assert weight_bytes_of(model.config) == 2 * expected
 
 
 def test_workload_is_twice_the_concurrency():
-    requests = [DecodeRequest((i + 3,), 4) for i in range(3)]
-    assert workload(requests, 1) == requests
-    assert len(workload(requests, 4)) == 9
+    requests = [DecodeRequest((i + 3,), 4) for i in range(40)]
+    assert workload(requests[:3], 1) == requests[:3]
+    assert workload(requests, 1) == requests[:16]
+    assert workload(requests[:3], 4) == [*requests[:3], *requests[:3], *requests[:2]]
 
 
 def test_row_of_a_load_without_full_steps():
