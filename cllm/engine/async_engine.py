@@ -63,9 +63,19 @@ class AsyncEngine:
         if self._error is not None:
             raise self._error
 
+    def check(self) -> None:
+        """Return if the engine runs.
+
+        Raises:
+            EngineStoppedError: it has failed or was closed.
+        """
+        with self._lock:
+            self._check_running()
+
     @property
     def num_unfinished(self) -> int:
-        return len(self._open)
+        """Requests that the engine has not finished, whether or not their coroutines have read all of it."""
+        return len(self._streams)
 
     async def stream(self, request: DecodeRequest) -> AsyncGenerator[Commit, None]:
         """What each step commits to the request, until it is finished. Closing the iterator aborts the request.

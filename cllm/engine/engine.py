@@ -173,9 +173,8 @@ class Engine:
 
     def _admit(self, sequences: Many[Sequence]) -> None:
         for sequence in sequences:
-            assert sequence.slot is not None
             output_ids = sequence.tokens[sequence.num_prompt :]
-            self.sampler.set(sequence.slot, sequence.request.sampling, sequence.request.prompt_ids, output_ids)
+            self.sampler.set(sequence.place, sequence.request.sampling, sequence.request.prompt_ids, output_ids)
         self.runner.state.admit([self._entry(sequence) for sequence in sequences])
 
     def _read(self, launched: Launched) -> list[Commit]:
@@ -214,8 +213,7 @@ class Engine:
         pool.add(row.tokens[-row.accepted[-1] - self.config.ngram :])
         pool.add(rejected)
         proposed = pool.continue_from(row.tokens, self.config.window - 1)
-        assert row.slot is not None
-        return [(row.slot, len(row.tokens) + i, token) for i, token in enumerate(proposed)]
+        return [(row.place, len(row.tokens) + i, token) for i, token in enumerate(proposed)]
 
     def _stop_finder(self, request: DecodeRequest) -> StreamDecoder | None:
         if not request.sampling.stop:

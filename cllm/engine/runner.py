@@ -81,7 +81,7 @@ class Runner:
     def store(self, chunks: Many[Chunk]) -> None:
         """Read prompt pieces into the cache."""
         for width, group in _groups_of_similar_length(chunks):
-            slots_B = self.state.upload([_slot(chunk.sequence) for chunk in group])
+            slots_B = self.state.upload([chunk.sequence.place for chunk in group])
             starts_B = self.state.upload([chunk.start for chunk in group])
             tokens_BW = self.state.tokens_at(slots_B, self.state.positions(starts_B, width))
             end = max(chunk.start for chunk in group) + width
@@ -90,7 +90,7 @@ class Runner:
     @torch.inference_mode()
     def decode(self, rows: Many[Sequence], width: int) -> Launched:
         """Launch one step of windows of `width` tokens; the host need not wait for it."""
-        slots = [_slot(row) for row in rows]
+        slots = [row.place for row in rows]
         greedy = self.sampler.is_greedy(slots)
         if self._use_graphs:
             result_BX, logprobs = self._graph(len(slots), width, greedy).run(slots)
@@ -237,11 +237,6 @@ class _StepGraph:
         if self.greedy:
             return self.outputs[0], None
         return self.runner._finish_sampled(self.slots_B, *self.outputs)
-
-
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None
-    return sequence.slot
 
 
 def bucket(batch: int) -> int:

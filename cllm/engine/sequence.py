@@ -80,6 +80,12 @@ class Sequence:
         self._stop_ids = request.sampling.end_ids(eos_ids)
 
     @property
+    def place(self) -> int:
+        """The slot of a running sequence."""
+        assert self.slot is not None, f"sequence {self.key} is not running"
+        return self.slot
+
+    @property
     def is_prefilled(self) -> bool:
         """All but the last known token are stored, so that a window can start from it."""
         return self.num_stored >= len(self.tokens) - 1

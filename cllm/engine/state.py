@@ -67,7 +67,7 @@ class DeviceState:
             known = row.tokens + entry.guesses
             tokens_AL[place, : len(known)] = known
             tables_AM[place, : len(row.blocks)] = row.blocks
-            numbers_A5[place] = row.slot, len(row.tokens), row.max_length, entry.block_end, entry.block_size
+            numbers_A5[place] = row.place, len(row.tokens), row.max_length, entry.block_end, entry.block_size
         slots_A, lengths_A, limits_A, ends_A, sizes_A = self.upload(numbers_A5).unbind(1)
         self.tokens_RL[slots_A] = self.upload(tokens_AL)
         self.tables_RM[slots_A] = self.upload(tables_AM)
@@ -79,7 +79,7 @@ class DeviceState:
     def grow(self, grown: Many[tuple[Sequence, int]]) -> None:
         """Enter the blocks that sequences got, from the given index of their tables on."""
         entries = [
-            (sequence.slot, index, sequence.blocks[index])
+            (sequence.place, index, sequence.blocks[index])
             for sequence, first in grown
             for index in range(first, len(sequence.blocks))
         ]
