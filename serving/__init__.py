@@ -1,0 +1,1 @@
+"""The HTTP side: a Ray Serve application that hosts models behind an OpenAI-compatible API."""

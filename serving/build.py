@@ -1,0 +1,97 @@
+"""The Serve application: `import_path: serving.build:app`, its arguments an `AppConfig`."""
+
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+from ray.serve.handle import DeploymentHandle
+
+from serving.app import create_app
+from serving.backend import ServeBackend
+from serving.config import AppConfig, Autoscaling, Model
+from serving.keys import KeyRing
+from serving.metrics_page import read_cluster_metrics
+from serving.replica import Replica
+from serving.retry import RetryingBackend
+from serving.service import Service
+
+# Its annotation says dict, which is what the class becomes.
+_BY_PREFIX = RequestRouterConfig(request_router_class=ConsistentHashRouter)  # type: ignore[arg-type]
+
+
+@serve.ingress()
+class Ingress:
+    """Speaks HTTP in front of the models' deployments."""
+
+    def __init__(self, config: AppConfig, handles: dict[str, DeploymentHandle[Replica]]) -> None:
+        self._config = config
+        self._handles = handles
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        config = self._config
+        backends = {
+            name: RetryingBackend(
+                ServeBackend(handle, by_prefix=config.models[name].routing == "prefix"), config.ingress.attempts
+            )
+            for name, handle in self._handles.items()
+        }
+        service = Service(backends, config.limits, config.ingress.retry_after_s)
+        keys = None if config.keys is None else KeyRing.load(config.keys)
+        return create_app(service, config.limits, keys, read_cluster_metrics)
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application of an `AppConfig` as plain data.
+
+    Raises:
+        InputError: an unknown key or engine, or more GPUs than the cluster has.
+    """
+    config = AppConfig.from_data(args, where="args")
+    if ray.is_initialized():
+        config.check_fits(ray.cluster_resources())
+    handles = {name: _model(name, model) for name, model in config.models.items()}
+    ingress = _deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=config.ingress.replicas,
+        max_ongoing_requests=config.ingress.connections,
+        max_queued_requests=config.ingress.connections,
+        graceful_shutdown_timeout_s=max(model.drain_s for model in config.models.values()),
+        ray_actor_options={"num_cpus": config.ingress.cpus},
+    )
+    return ingress.bind(config, handles)
+
+
+def _model(name: str, model: Model) -> serve.Application:
+    options: dict[str, Any] = {}
+    if isinstance(model.replicas, Autoscaling):
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=model.replicas.min_replicas,
+            max_replicas=model.replicas.max_replicas,
+            target_ongoing_requests=model.replicas.target_ongoing,
+            upscale_delay_s=model.replicas.upscale_delay_s,
+            downscale_delay_s=model.replicas.downscale_delay_s,
+        )
+    else:
+        options["num_replicas"] = model.replicas
+    if model.routing == "prefix":
+        options["request_router_config"] = _BY_PREFIX
+    deployment = _deployment(
+        Replica,
+        name=name,
+        max_ongoing_requests=model.ongoing,
+        max_queued_requests=model.max_queue,
+        graceful_shutdown_timeout_s=model.drain_s,
+        max_constructor_retry_count=3,  # a model that cannot be loaded will not be loadable the twentieth time
+        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+        **options,
+    )
+    return deployment.bind(name, model)
+
+
+def _deployment(target: type[Any], **options: Any) -> serve.Deployment:
+    decorate: Any = serve.deployment  # its annotation knows the decorator only
+    return decorate(target).options(**options)

@@ -1,0 +1,106 @@
+"""What a replica tells Prometheus, through Ray's metrics agent of its node.
+
+Names get the prefix `ray_`; inside a replica Serve adds the labels application, deployment and replica.
+"""
+
+import time
+from typing import Any
+
+from ray.serve import metrics
+
+from cllm.engine.engine import Engine, StepStats
+from serving.messages import Chunk
+
+_SECONDS: list[float] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120]
+_TOKENS: list[float] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128, 256]
+
+
+class StepMetrics:
+    """Of the engine's steps; called on its thread."""
+
+    def __init__(self, model: str) -> None:
+        self._rows = _gauge("cllm_batch_rows", "Rows decoded in the latest step", model)
+        self._window = _gauge("cllm_window_tokens", "Window n of the latest step", model)
+        self._cache = _gauge("cllm_cache_used_ratio", "Share of the cache's blocks that hold running requests", model)
+        self._milliseconds = _histogram("cllm_step_seconds", "Time from step to step", _SECONDS, model)
+
+    def observe(self, engine: Engine, stats: StepStats) -> None:
+        pool = engine.scheduler.pool
+        self._rows.set(stats.rows)
+        self._window.set(stats.window)
+        self._cache.set(1 - pool.num_available / (pool.num_blocks - 1))
+        self._milliseconds.observe(stats.milliseconds / 1000)
+
+
+class RequestMetrics:
+    """Of a replica's requests."""
+
+    def __init__(self, model: str) -> None:
+        self._requests = _counter("cllm_requests_total", "Requests by how they ended", model, "outcome")
+        self._tokens = _counter("cllm_tokens_total", "Tokens given to clients", model)
+        self._queue = _histogram("cllm_queue_seconds", "From the client's asking to the replica", _SECONDS, model)
+        self._first = _histogram("cllm_first_token_seconds", "From the client's asking to its tokens", _SECONDS, model)
+        self._between = _histogram("cllm_inter_token_seconds", "Time between chunks, a token", _SECONDS, model)
+        self._accepted = _histogram("cllm_accepted_tokens", "Tokens that a step commits to a row", _TOKENS, model)
+        self._per_forward = _histogram("cllm_tokens_per_forward", "TPF of whole responses", _TOKENS, model)
+
+    def follow(self, arrived_at: float) -> "RequestTimer":
+        self._queue.observe(max(0.0, time.time() - arrived_at))  # clocks of two nodes may differ
+        return RequestTimer(self, arrived_at)
+
+    def note_first(self, seconds: float) -> None:
+        self._first.observe(max(0.0, seconds))
+
+    def note_chunk(self, num_tokens: int, seconds: float | None) -> None:
+        self._tokens.inc(num_tokens)
+        self._accepted.observe(num_tokens)
+        if seconds is not None:
+            self._between.observe(seconds / num_tokens)
+
+    def note_end(self, outcome: str, num_tokens: int, num_chunks: int) -> None:
+        self._requests.inc(tags={"outcome": outcome})
+        if num_chunks:
+            self._per_forward.observe(num_tokens / num_chunks)
+
+
+class RequestTimer:
+    """One request on its way."""
+
+    def __init__(self, metrics: RequestMetrics, arrived_at: float) -> None:
+        self._metrics = metrics
+        self._arrived_at = arrived_at
+        self._last: float | None = None
+        self._num_tokens = 0
+        self._num_chunks = 0
+
+    def note(self, chunk: Chunk) -> None:
+        now, last = time.perf_counter(), self._last
+        if last is None:
+            self._metrics.note_first(time.time() - self._arrived_at)
+        if chunk.token_ids:
+            self._metrics.note_chunk(len(chunk.token_ids), None if last is None else now - last)
+            self._num_tokens += len(chunk.token_ids)
+            self._num_chunks += 1
+        self._last = now
+
+    def end(self, outcome: str) -> None:
+        self._metrics.note_end(outcome, self._num_tokens, self._num_chunks)
+
+
+def _gauge(name: str, text: str, model: str) -> metrics.Gauge:
+    gauge = metrics.Gauge(name, description=text, tag_keys=("model",))
+    gauge.set_default_tags({"model": model})
+    return gauge
+
+
+def _counter(name: str, text: str, model: str, *tags: str) -> metrics.Counter:
+    keys: Any = ("model", *tags)  # Ray's annotation says one key only
+    counter = metrics.Counter(name, description=text, tag_keys=keys)
+    counter.set_default_tags({"model": model})
+    return counter
+
+
+def _histogram(name: str, text: str, boundaries: list[float], model: str) -> metrics.Histogram:
+    histogram = metrics.Histogram(name, description=text, boundaries=boundaries, tag_keys=("model",))
+    histogram.set_default_tags({"model": model})
+    return histogram

@@ -1,0 +1,108 @@
+"""One replica: an engine and its tokenizer. Knows nothing of HTTP, and of Ray only metrics."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+
+from cllm.decoding.records import DecodeRequest
+from cllm.engine.async_engine import EngineStoppedError
+from cllm.errors import InputError
+from cllm.models import load_tokenizer
+from serving.config import Model
+from serving.engines import start_cllm
+from serving.errors import ReplicaLostError
+from serving.messages import Chunk, GenerateRequest
+from serving.metrics import RequestMetrics
+from serving.prompts import encode
+from serving.transcript import Transcript
+from serving.watchdog import Watchdog
+
+
+class Replica:
+    """Answers requests with the engine that the model's entry names.
+
+    Raises:
+        InputError: no usable checkpoint or tokenizer, or settings that the engine cannot keep.
+    """
+
+    def __init__(self, name: str, model: Model) -> None:
+        self._tokenizer = load_tokenizer(model.path, model.revision)
+        started = start_cllm(name, model)
+        self._engine, self._context = started.engine, started.context
+        self._metrics = RequestMetrics(name)
+        self._watchdog = Watchdog(model.stall_s)
+        self._encoding = ThreadPoolExecutor(1, "encode")  # long prompts would hold up the streams
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """A chunk for each step of the engine that commits tokens to the request.
+
+        Raises:
+            InputError: the request is refused.
+            ReplicaLostError: the engine has stopped.
+        """
+        timer = self._metrics.follow(request.arrived_at)
+        outcome = "aborted"
+        try:
+            async with aclosing(self._chunks(request)) as chunks:
+                async for chunk in chunks:
+                    timer.note(chunk)
+                    outcome = chunk.finish_reason or outcome
+                    yield chunk
+        except InputError:
+            outcome = "refused"
+            raise
+        except EngineStoppedError as error:
+            outcome = "error"
+            raise ReplicaLostError(str(error)) from error
+        finally:
+            timer.end(outcome)
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises here.
+
+        Raises:
+            RuntimeError: the engine's steps stand still.
+            Exception: what ended the engine.
+        """
+        self._engine.check()
+        if self._watchdog.is_stuck(self._engine.steps, self._engine.num_unfinished):
+            raise RuntimeError(f"no step for a long time, and {self._engine.num_unfinished} requests wait")
+
+    def num_unfinished(self) -> int:
+        """Requests in the engine."""
+        return self._engine.num_unfinished
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+        self._encoding.shutdown()
+
+    async def _chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        loop = asyncio.get_running_loop()
+        prompt_ids = await loop.run_in_executor(self._encoding, encode, self._tokenizer, request.prompt)
+        # Penalties count the tokens of the response, so they must be decoded again and not become part of the prompt.
+        repeats = request.sampling.presence_penalty != 0 or request.sampling.frequency_penalty != 0
+        stop = request.sampling.stop
+        transcript = Transcript(self._tokenizer, stop, len(prompt_ids), request.given, repeats=repeats)
+        decode_request = self._decode_request(request, prompt_ids, repeats=repeats)
+        async with aclosing(self._engine.stream(decode_request)) as commits:
+            async for commit in commits:
+                chunk = transcript.add(commit)
+                if chunk is not None:
+                    yield chunk
+                    if chunk.finish_reason is not None:
+                        return
+
+    def _decode_request(self, request: GenerateRequest, prompt_ids: tuple[int, ...], *, repeats: bool) -> DecodeRequest:
+        room = self._context - len(prompt_ids)
+        if room < 1:
+            raise InputError(f"the prompt has {len(prompt_ids)} tokens, which fill the context of {self._context}")
+        max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
+        sampling = replace(request.sampling, stop=())  # the transcript finds them, off the engine's thread
+        if repeats:
+            return DecodeRequest(prompt_ids, max_new_tokens, sampling)
+        given = request.given.token_ids
+        sampling = replace(sampling, min_tokens=max(0, sampling.min_tokens - len(given)))
+        return DecodeRequest(prompt_ids + given, max_new_tokens - len(given), sampling)

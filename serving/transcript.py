@@ -1,0 +1,82 @@
+"""From the commits of an engine to the chunks of a response."""
+
+from transformers import PreTrainedTokenizerBase
+
+from cllm.decoding.records import Commit, TokenLogprob
+from cllm.engine.detokenize import StreamDecoder
+from serving.errors import ReplicaFailedError
+from serving.messages import Chunk, Given, ScoredToken
+
+
+class Transcript:
+    """Text, stop strings, and what the client already has.
+
+    Args:
+        tokenizer: of the model.
+        stop: texts that end the response.
+        num_prompt_tokens: for the chunks.
+        given: what the client has.
+        repeats: the engine decodes the given tokens once more; else it begins behind them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: tuple[str, ...],
+        num_prompt_tokens: int,
+        given: Given,
+        *,
+        repeats: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer, stop)
+        self._num_prompt_tokens = num_prompt_tokens
+        self._repeated = list(given.token_ids) if repeats else []
+        self._text_ahead = given.num_characters
+        if not repeats:
+            self._unseen(self._decoder.push(given.token_ids))
+
+    def add(self, commit: Commit) -> Chunk | None:
+        """The chunk of a commit; None if the client has all of it.
+
+        Raises:
+            ReplicaFailedError: a repeated token differs from the given one.
+        """
+        token_ids, finish_reason = list(commit.token_ids), commit.finish_reason
+        text = self._decoder.push(token_ids)
+        if self._decoder.stop_index is not None:
+            token_ids, finish_reason = token_ids[: self._decoder.stop_index + 1], "stop"
+        elif finish_reason is not None:
+            text += self._decoder.finish()
+            finish_reason = "stop" if self._decoder.stopped else finish_reason
+        new_ids, new_text = self._fresh(token_ids), self._unseen(text)
+        if not new_ids and finish_reason is None:
+            return None
+        scores = self._scores(new_ids, (commit.logprobs or ())[: len(token_ids)])
+        return Chunk(tuple(new_ids), new_text, self._num_prompt_tokens, finish_reason, scores)
+
+    def _fresh(self, token_ids: list[int]) -> list[int]:
+        count = min(len(self._repeated), len(token_ids))
+        if token_ids[:count] != self._repeated[:count]:
+            raise ReplicaFailedError("a repeated response differs from what the client was given")
+        self._repeated = self._repeated[count:]
+        return token_ids[count:]
+
+    def _scores(self, token_ids: list[int], logprobs: tuple[TokenLogprob, ...]) -> tuple[ScoredToken, ...]:
+        """Of the last tokens of the commit, which are the new ones."""
+        if not logprobs:
+            return ()
+        recent = logprobs[len(logprobs) - len(token_ids) :]
+        return tuple(
+            ScoredToken(self._name(token), found.logprob, tuple((self._name(other), p) for other, p in found.top))
+            for token, found in zip(token_ids, recent, strict=True)
+        )
+
+    def _name(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
+
+    def _unseen(self, text: str) -> str:
+        """The text without the characters that the client has."""
+        count = min(self._text_ahead, len(text))
+        self._text_ahead -= count
+        return text[count:]
