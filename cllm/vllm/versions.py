@@ -1,0 +1,44 @@
+"""Which vLLM is installed, and whether we have tried it."""
+
+import warnings
+from importlib.util import find_spec
+
+from cllm.errors import InputError
+
+TESTED = ((0, 26), (0, 29))  # first and last minor version, both included
+UNTESTED = "the speculative methods, and the hooks of Jacobi decoding (model runner V2, scheduler, CUDA graphs)"
+
+
+def require_vllm() -> str:
+    """The version of vLLM.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec("vllm") is None:
+        raise InputError("vLLM is not installed: pip install cllm[gpu], or cllm[cpu] on a machine without a GPU")
+    import vllm
+
+    version = str(vllm.__version__)
+    warn_if_untested(version)
+    return version
+
+
+def warn_if_untested(version: str) -> None:
+    first, last = TESTED
+    if not first <= _minor(version) <= last:
+        warnings.warn(
+            f"vLLM {version} is outside the tested range {_text(first)} to {_text(last)}; untested are {UNTESTED}",
+            stacklevel=3,
+        )
+
+
+def _minor(version: str) -> tuple[int, int]:
+    """(0, 29) of "0.29.0+cpu"; (0, 0) of what does not look like a version."""
+    major, _, rest = version.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
+def _text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

@@ -1,0 +1,56 @@
+"""Tiny checkpoints that vLLM loads on a CPU, and requests for them."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from tests.fakes import tiny_model
+
+VOCAB, HIDDEN = 64, 128  # vLLM's attention on CPUs has no heads smaller than 32
+PROMPTS = ((3, 4, 5, 6), (7, 8, 9), tuple(range(2, 30)), (5, 6, 5, 6, 5))
+
+
+def make_model(folder: Path, seed: int = 0, *, family: str = "llama", layers: int = 2) -> PreTrainedModel:
+    """A random model, saved."""
+    model = tiny_model(seed, family=family, vocab_size=VOCAB, hidden=HIDDEN, layers=layers)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_medusa(folder: Path, *, heads: int = 3, hidden: int = HIDDEN, vocab_size: int = VOCAB) -> None:
+    """Random Medusa heads, in the layout that vLLM loads."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    weights = {}
+    for head in range(heads):
+        weights[f"blocks.{head}.layers.0.weight"] = 0.1 * torch.randn(hidden, hidden)
+        weights[f"lm_heads.{head}.weight"] = torch.randn(vocab_size, hidden)
+    save_file(weights, folder / "model.safetensors")
+    config = {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "hidden_size": hidden,
+        "vocab_size": vocab_size,
+        "num_heads": heads,
+        "num_hidden_layers": 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def requests(count: int = 20, **sampling: object) -> list[DecodeRequest]:
+    """One for each of PROMPTS, to be decoded to full length."""
+    params = SamplingParams(ignore_eos=True, **sampling)  # type: ignore[arg-type]
+    return [DecodeRequest(prompt, count, params) for prompt in PROMPTS]
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, request: DecodeRequest) -> tuple[int, ...]:
+    """transformers' greedy answer, without a cache."""
+    tokens = list(request.prompt_ids)
+    for _ in range(request.max_new_tokens):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tuple(tokens[len(request.prompt_ids) :])
