@@ -87,6 +87,9 @@ class CollectConfig(Config):
     block_size: int = Field(16, ge=2)
     num_prompts: int | None = None  # None: all of the train split
     max_new_tokens: int = Field(256, ge=1)
+    # Responses a prompt: the greedy one, and others drawn at `temperature`, so that few prompts make many trajectories.
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.7, gt=0)
     guess: GuessKind = "prompt"  # initial guess of a block
     shard_prompts: int = Field(256, ge=1)  # prompts of one output file, the unit of resumption
     batch_size: int = Field(64, ge=1)  # rows decoded together by one actor

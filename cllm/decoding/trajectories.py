@@ -116,7 +116,14 @@ def read_table(path: Path) -> tuple[pa.Table, dict[str, str]]:
     return table, metadata
 
 
-def from_table(table: pa.Table) -> list[Trajectory]:
+def from_table(table: pa.Table, *, states: bool = True) -> list[Trajectory]:
+    """The rows of a table. Without `states` they have no blocks: most of a file is states, and few trainings read them."""
+    if not states:
+        columns = table.select(["prompt_id", "prompt_ids", "response_ids", "finish_reason"]).to_pylist()
+        return [
+            Trajectory(row["prompt_id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]), row["finish_reason"], ())
+            for row in columns
+        ]
     return [
         Trajectory(
             row["prompt_id"],

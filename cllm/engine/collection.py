@@ -22,13 +22,20 @@ def collect(
     config: CollectConfig,
     seed: int,
 ) -> tuple[list[Trajectory], Counter[str]]:
-    """Trajectories of `prompts` in their order, without the dropped ones; and how many were dropped for what reason."""
-    requests = [collection_request(prompt, config, seed) for prompt in prompts]
+    """Trajectories of `prompts` in their order, without the dropped ones; and how many were dropped for what reason.
+
+    A prompt's responses follow each other; one that it has given before is dropped.
+    """
+    wanted = [(prompt, sample) for prompt in prompts for sample in range(config.samples)]
+    requests = [collection_request(prompt, config, seed, sample) for prompt, sample in wanted]
     kept: list[Trajectory] = []
     dropped: Counter[str] = Counter()
-    for prompt, result in zip(prompts, engine.generate(requests), strict=True):
+    known: set[tuple[str, tuple[int, ...]]] = set()
+    for (prompt, _), result in zip(wanted, engine.generate(requests), strict=True):
         row = Trajectory.from_result(prompt.prompt_id, prompt.prompt_ids, result)
-        reason = reason_to_drop(row, tokenizer, config)
+        response = (row.prompt_id, row.response_ids)
+        reason = "repeated" if response in known else reason_to_drop(row, tokenizer, config)
+        known.add(response)
         if reason is None:
             kept.append(augment(row, config.augment, seed))
         else:
@@ -48,9 +55,10 @@ def collection_engine_config(config: CollectConfig, longest_prompt: int) -> Engi
     )
 
 
-def collection_request(prompt: Prompt, config: CollectConfig, seed: int) -> DecodeRequest:
-    """Greedy; a prompt's own seed decides its guesses, in every batch."""
-    sampling = SamplingParams(seed=int(prompt.prompt_id, 16) ^ seed)
+def collection_request(prompt: Prompt, config: CollectConfig, seed: int, sample: int = 0) -> DecodeRequest:
+    """Sample 0 is greedy. Prompt and sample decide the seed of guesses and noise, in every batch."""
+    temperature = config.temperature if sample else 0.0
+    sampling = SamplingParams(temperature=temperature, seed=(int(prompt.prompt_id, 16) ^ seed) + sample)
     return DecodeRequest(prompt.prompt_ids, config.max_new_tokens, sampling)
 
 

@@ -36,20 +36,20 @@ def gsm8k_small() -> Recipe:
         Gsm8kConfig(source="openai/gsm8k:main"),
         finetune_steps=600,
         max_new_tokens=256,
-        train_steps=3000,
-        loss=LossConfig(ar_weight=1.0, states="guess", on_policy_iterations=2, states_per_block=2),
+        train_steps=4000,
+        loss=LossConfig(ar_weight=3.0, states="guess", on_policy_iterations=2, states_per_block=2),
     )
 
 
 def spider_small() -> Recipe:
-    """The same teacher on Spider, held-out queries on databases that train has too: from scratch, nothing can be learnt
-    about unseen schemas. Give the folder with the contents: --set task.source=DIR."""
+    """The same teacher on Spider, held-out questions on databases that train has too: from scratch, nothing can be
+    learnt about unseen schemas. Give the folder with the contents: --set task.source=DIR."""
     return _small(
         "spider-small",
         SpiderConfig(source="data/spider", held_out="questions", without_contents="drop"),
         finetune_steps=500,
         max_new_tokens=160,
-        train_steps=2400,
+        train_steps=3000,
         loss=LossConfig(ar_weight=10.0, states="guess", on_policy_iterations=2, states_per_block=2),
     )
 
@@ -76,7 +76,12 @@ def _small(
             validate_every=100,
         ),
         collect=CollectConfig(
-            block_size=16, max_new_tokens=max_new_tokens, guess="pad", shard_prompts=1024, batch_size=512
+            block_size=16,
+            max_new_tokens=max_new_tokens,
+            samples=8,
+            guess="pad",
+            shard_prompts=1024,
+            batch_size=512,
         ),
         train=TrainConfig(
             optim=OptimConfig(

@@ -27,7 +27,7 @@ from cllm.tasks.spider_databases import (
 )
 from cllm.tasks.sql import TIME_LIMIT_S, execution_scores
 
-_HELD_OUT_SHARE = 10  # one query in so many is held out
+_HELD_OUT_SHARE = 10  # one query, or question, in so many is held out
 
 
 class SpiderConfig(Config):
@@ -45,10 +45,10 @@ class SpiderConfig(Config):
     databases: str | None = None
     # Train rows that read a table or database without contents can be trained on but not scored.
     without_contents: Literal["keep", "drop"] = "keep"
-    # databases: test is the dev set, whose databases no train question is about. questions: test is a tenth of the
-    # train set's queries with all their questions, on databases that train has too; a teacher from scratch can learn
-    # those.
-    held_out: Literal["databases", "questions"] = "databases"
+    # What test has and train has not. databases: test is the dev set. The others are for teachers from scratch, which
+    # learn nothing about unseen schemas: test is a tenth of the train set, by query with all its questions, or by
+    # question (easier: train may hold the query, asked for in other words).
+    held_out: Literal["databases", "queries", "questions"] = "databases"
     time_limit_s: float = Field(TIME_LIMIT_S, gt=0)  # of one query
 
 
@@ -77,7 +77,7 @@ class Spider:
         Raises:
             InputError: files missing or malformed (file, row and key named).
         """
-        sources: tuple[Split, ...] = ("train",) if self._config.held_out == "questions" else ("train", "test")
+        sources: tuple[Split, ...] = ("train", "test") if self._config.held_out == "databases" else ("train",)
         for source in sources:
             for origin, row in self._rows(source):
                 example = self._example(row, origin, source)
@@ -117,8 +117,9 @@ class Spider:
         question = require_any(row, ("SpiderQuestion", "question"), str, origin).strip()
         query = require(row, "query", str, origin).strip()
         group = db_id
-        if self._config.held_out == "questions":
-            group = f"{db_id}: {' '.join(query.split())}"  # paraphrases of one query stay together
+        if self._config.held_out != "databases":
+            held_out = query if self._config.held_out == "queries" else question
+            group = f"{db_id}: {' '.join(held_out.split())}"
             split = "test" if zlib.crc32(group.encode()) % _HELD_OUT_SHARE == 0 else "train"
         missing = self._missing(db_id)
         scorable = missing is not None and missing.isdisjoint(re.findall(r"\w+", query.lower()))

@@ -95,7 +95,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     """Consistency distillation of the teacher into a CLLM."""
     config, layout = recipe.train, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
-    rows = read_trajectories(recipe)
+    rows = read_trajectories(recipe, states=config.loss.states == "trajectory")
     model = load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=_attention(worker))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -103,8 +103,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     guess = WindowGuess(recipe.collect.guess, recipe.collect.block_size, pad_token_id(tokenizer))
     iterations = config.loss.on_policy_iterations
     documents = partial(trajectory_documents, recipe=recipe, guess=guess)
-    num_held_out = round(HELD_OUT_SHARE * len(rows)) if config.validate_every else 0
-    held_out, train_rows = rows[:num_held_out], rows[num_held_out:]
+    held_out, train_rows = hold_out(rows, HELD_OUT_SHARE if config.validate_every else 0.0)
     trainer = Trainer(
         model,
         RowStream(documents(train_rows), config.optim.row_tokens, recipe.seed),
@@ -123,6 +122,14 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
 
 
+def hold_out(rows: Sequence[Trajectory], share: float) -> tuple[Sequence[Trajectory], Sequence[Trajectory]]:
+    """The first `share` of the rows, and the others; all responses to one prompt are on one side."""
+    end = round(share * len(rows))
+    while 0 < end < len(rows) and rows[end].prompt_id == rows[end - 1].prompt_id:
+        end += 1
+    return rows[:end], rows[end:]
+
+
 def trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: WindowGuess) -> TrajectoryDocuments:
     """What distillation by the recipe's loss section reads."""
     references = None
@@ -132,13 +139,14 @@ def trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: Wind
     return TrajectoryDocuments(rows, recipe.train.loss, recipe.seed, guess, references)
 
 
-def read_trajectories(recipe: Recipe) -> list[Trajectory]:
-    """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw).
+def read_trajectories(recipe: Recipe, *, states: bool = True) -> list[Trajectory]:
+    """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw); `states` as in
+    `from_table`.
 
     Raises:
         InputError: trajectories of another teacher, tokenizer or block size than the recipe's.
     """
-    rows = [row for table in _trajectory_tables(recipe) for row in from_table(table)]
+    rows = [row for table in _trajectory_tables(recipe) for row in from_table(table, states=states)]
     return sorted(rows, key=lambda row: row.prompt_id)
 
 

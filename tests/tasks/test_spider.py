@@ -195,3 +195,20 @@ def load_real(tmp_path: Path) -> tuple[Spider, list[Example]]:
     source = Path(os.environ["CLLM_DATA"]) / "spider"
     task = Spider(SpiderConfig(source=str(source), databases=str(tmp_path / "built")))
     return task, list(task.examples())
+
+
+def test_questions_or_whole_queries_of_train_are_held_out(source: Path) -> None:
+    """Forty questions, two for each of twenty queries."""
+    rows = [
+        synonym_row(COUNT | {"question": f"Question {i}, wording {j}?", "query": f"SELECT {i} FROM Animal"})
+        for i in range(20)
+        for j in range(2)
+    ]
+    write_json(source / "spider_syn" / "train_spider.json.gz", rows)
+    for held_out, split_queries in (("queries", False), ("questions", True)):
+        _, examples = load(source, held_out=held_out)
+        test = {e.response for e in examples if e.split == "test"}
+        train = {e.response for e in examples if e.split == "train"}
+        assert len(examples) == 40
+        assert test
+        assert bool(test & train) == split_queries

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from cllm.decoding.trajectories import Trajectory
 from cllm.errors import InputError
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowStream
@@ -15,6 +16,7 @@ from cllm.training.feed import StepFeed
 from cllm.training.forward import packed_losses
 from cllm.training.optim import learning_rate_at
 from cllm.training.packing import pack
+from cllm.training.session import hold_out
 from cllm.training.trainer import Trainer, compile_decoder_layers
 from cllm.training.worker import Worker
 from tests.fakes import EOS, PAD, tiny_model
@@ -166,3 +168,14 @@ def test_schedule_warms_up_and_ends_at_its_floor():
 def test_rows_that_nothing_fits_into_are_refused():
     with pytest.raises(InputError, match="no document fits into a row of 4 tokens"):
         RowStream(Documents(), 4, seed=0)
+
+
+def test_all_responses_to_a_prompt_are_held_out_together():
+    rows = [Trajectory(f"{i // 3:016x}", (5,), (6 + i,), "stop", ()) for i in range(30)]
+    held_out, train = hold_out(rows, 0.1)
+    assert len(held_out) == 3
+    held_out, train = hold_out(rows, 0.2)
+    assert len(held_out) == 6
+    held_out, train = hold_out(rows, 0.15)
+    assert (len(held_out), len(train)) == (6, 24)
+    assert hold_out(rows, 0.0) == ([], rows)
