@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cllm.config import Config
 from cllm.decoding.config import GuessKind
@@ -180,6 +180,13 @@ class Recipe(Config):
         if self.teacher.scratch is not None and self.finetune is None:
             raise ValueError("a teacher from scratch needs a finetune section")
         return self
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_a_folder(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError("output is a folder; mount a bucket's contents, or use shared storage such as NFS")
+        return output
 
     @model_validator(mode="after")
     def _muon_trains_on_one_gpu(self) -> "Recipe":

@@ -99,3 +99,8 @@ def test_databases_follow_the_output_unless_the_recipe_names_them() -> None:
     assert named.placed_task == named.task
     debug = get_recipe("debug")
     assert debug.placed_task is debug.task
+
+
+def test_output_is_no_url():
+    with pytest.raises(ValueError, match="output"):
+        get_recipe("debug").with_overrides(["output=s3://bucket/run"])

@@ -117,7 +117,7 @@ def read_table(path: Path) -> tuple[pa.Table, dict[str, str]]:
 
 
 def from_table(table: pa.Table, *, states: bool = True) -> list[Trajectory]:
-    """The rows of a table. Without `states` they have no blocks: most of a file is states, and few trainings read them."""
+    """The rows of a table. Without `states` they have no blocks: most of a file is states, and not all need them."""
     if not states:
         columns = table.select(["prompt_id", "prompt_ids", "response_ids", "finish_reason"]).to_pylist()
         return [

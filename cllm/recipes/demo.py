@@ -53,7 +53,7 @@ def demo() -> Recipe:
                 checkpoint_every=400,
                 log_every=50,
             ),
-            loss=LossConfig(ar_weight=4.5, states="guess", on_policy_iterations=2, states_per_block=2),
+            loss=LossConfig(ar_weight=2.5, states="guess", on_policy_iterations=2, states_per_block=2),
         ),
         evaluate=EvaluateConfig(
             num_prompts=600, max_new_tokens=128, block_size=16, guess="pad", batch_size=150, speed_prompts=16

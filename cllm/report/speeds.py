@@ -62,8 +62,8 @@ def read_speeds(path: Path, price: Price, ratio: float | None) -> list[Speed]:
     same = (price.gpu is None and not hardware["gpus"]) or (price.gpu is not None and price.gpu in device)
     if not same and ratio is None:
         raise InputError(
-            f"{path}: measured on {device}, {price.instance} has {price.gpu or 'no GPU'}; give --speed-ratio, the speed "
-            "of the latter over that of the former"
+            f"{path}: measured on {device}, {price.instance} has {price.gpu or 'no GPU'}; "
+            "give --speed-ratio, the speed of the latter over that of the former"
         )
     source = f"{path.name} on {device}" + ("" if ratio is None else f" × {ratio:g}")
     basis: Basis = "measured" if ratio is None else "assumed"
