@@ -36,11 +36,13 @@ def connect(recipe: Recipe) -> None:
 
 
 def start() -> None:
-    """Connect to the cluster of this Ray job or of RAY_ADDRESS, or else start Ray on this machine.
+    """Connect to the cluster of this Ray job or of RAY_ADDRESS, or else start Ray on this machine; once is enough.
 
     Raises:
         InputError: RAY_ADDRESS is not that of a running cluster.
     """
+    if ray.is_initialized():
+        return
     # Ray Data's own progress report is a page a second on a plain terminal; the jobs print a line instead.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # it logs what it raises, traceback and all

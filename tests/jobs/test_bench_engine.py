@@ -1,0 +1,43 @@
+"""The engine benchmark as a job: its document and its refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.bench_engine import parser, run
+from jobs.cli import exit_code_of
+
+pytestmark = pytest.mark.ray
+SMALL = ["--prompt-tokens", "8", "--new-tokens", "12", "--num-prompts", "3", "--concurrency", "1", "2", "--n", "4"]
+
+
+def test_a_row_for_each_case_and_a_document(
+    local_ray: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "engine.json"
+    run(parser().parse_args(["--shape", "tiny", *SMALL, "--decoders", "ar", "jacobi-block", "--out", str(out)]))
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document == json.loads(out.read_text())
+    cases = [(row["decoder"], row["n"], row["concurrency"]) for row in document["rows"]]
+    assert cases == [("ar", 1, 1), ("jacobi-block", 4, 1), ("ar", 1, 2), ("jacobi-block", 4, 2)]
+    assert all(row["engine"] == "cllm" and row["tokens_per_s"] > 0 for row in document["rows"])
+    assert document["floor_ms"] > 0
+    assert str(tmp_path) not in json.dumps(document["settings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "tiny", "--n", "0"], "--n: must be at least 1"),
+        (["--shape", "tiny", "--prompts", "prompts.parquet"], "--prompts: a model with random weights"),
+        (["--model", "no/such/model", *SMALL], "no/such/model: "),
+    ],
+)
+def test_bad_input_is_one_line(
+    local_ray: None, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert exit_code_of(lambda: run(parser().parse_args(arguments))) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
