@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from cllm.recipe import Recipe
+from cllm.recipe import DraftConfig, ModelConfig, Recipe
+
+Source = TypeVar("Source", ModelConfig, DraftConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,14 @@ class RunLayout:
         return self.root / "student"
 
     @property
+    def draft(self) -> Path:
+        return self.root / "draft"
+
+    @property
+    def medusa(self) -> Path:
+        return self.root / "medusa"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 
@@ -55,11 +66,18 @@ class RunLayout:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe for a process with another working folder: its output, and a teacher that is a local folder."""
-    teacher = recipe.teacher
-    if teacher.path is not None and Path(teacher.path).is_dir():
-        teacher = teacher.model_copy(update={"path": str(Path(teacher.path).absolute())})
-    return recipe.model_copy(update={"output": str(RunLayout.of(recipe).root), "teacher": teacher})
+    """The recipe for a process with another working folder: its output, and models that are local folders."""
+    baselines = recipe.baselines
+    if baselines is not None and baselines.draft is not None:
+        baselines = baselines.model_copy(update={"draft": _placed(baselines.draft)})
+    changed = {"output": str(RunLayout.of(recipe).root), "teacher": _placed(recipe.teacher), "baselines": baselines}
+    return recipe.model_copy(update=changed)
+
+
+def _placed(source: Source) -> Source:
+    if source.path is None or not Path(source.path).is_dir():
+        return source
+    return source.model_copy(update={"path": str(Path(source.path).absolute())})
 
 
 def teacher_path(recipe: Recipe) -> str:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from cllm.errors import InputError
-from cllm.recipe import ScratchConfig
+from cllm.recipe import LlamaShape
 
 Precision = Literal["auto", "fp32", "bf16"]
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
@@ -72,12 +72,14 @@ def load_model(
     return model.eval()
 
 
-def create_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights for `tokenizer`, which must have a padding token."""
+def create_model(
+    config: LlamaShape, tokenizer: PreTrainedTokenizerBase, seed: int, *, vocab_size: int | None = None
+) -> LlamaForCausalLM:
+    """A Llama with random weights for `tokenizer`; `vocab_size`: its embeddings where they are more than its tokens."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size or len(tokenizer),
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.num_layers,
@@ -113,10 +115,25 @@ def context_length(path: str, revision: str | None = None) -> int:
     Raises:
         InputError: no usable configuration there.
     """
+    return _configured(path, revision, "max_position_embeddings")
+
+
+def vocabulary_size(path: str, revision: str | None = None) -> int:
+    """How many embeddings a checkpoint's model has, which may be more than its tokenizer has tokens.
+
+    Raises:
+        InputError: no usable configuration there.
+    """
+    return _configured(path, revision, "vocab_size")
+
+
+def _configured(path: str, revision: str | None, key: str) -> int:
     try:
-        return AutoConfig.from_pretrained(path, revision=revision).max_position_embeddings
+        value = getattr(AutoConfig.from_pretrained(path, revision=revision), key)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no usable model configuration: {_first_line(error)}") from error
+    assert isinstance(value, int)
+    return value
 
 
 def check_context_fits(path: str, revision: str | None, *, prompt_tokens: int, new_tokens: int) -> None:

@@ -1,5 +1,6 @@
 """A recipe describes a whole run: task, models, collection, training, evaluation. Frozen, typed, strict."""
 
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +25,9 @@ class PromptConfig(Config):
     max_test: int | None = None
 
 
-class ScratchConfig(Config):
-    """A Llama-style model of our own, trained from random weights with a tokenizer trained on the task."""
+class LlamaShape(Config):
+    """Sizes of a Llama-style model of our own, but for its vocabulary."""
 
-    vocab_size: int = Field(512, ge=280)
     hidden_size: int = 192
     intermediate_size: int = 512
     num_layers: int = 4
@@ -35,6 +35,12 @@ class ScratchConfig(Config):
     num_kv_heads: int = 6
     max_positions: int = 512
     rope_theta: float = 10000.0
+
+
+class ScratchConfig(LlamaShape):
+    """A Llama-style model of our own, trained from random weights with a tokenizer trained on the task."""
+
+    vocab_size: int = Field(512, ge=280)
 
 
 class ModelConfig(Config):
@@ -137,6 +143,58 @@ class TrainConfig(Config):
     patience: int | None = None  # validations without improvement before stopping; None: never stop early
 
 
+class DraftConfig(Config):
+    """A draft model for speculative decoding: the teacher's student on the collected responses.
+
+    It begins at a Hugging Face path or id with the teacher's vocabulary, or as a Llama of our own from random weights
+    (exactly one of the two).
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    scratch: LlamaShape | None = None
+    optim: OptimConfig
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # from the teacher's distribution
+    ar_weight: float = Field(0.0, ge=0)  # of the AR loss on the teacher's response; the loss is divergence + it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: int | None = None  # steps; None: never
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> "DraftConfig":
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of path and scratch")
+        return self
+
+
+class MedusaConfig(Config):
+    """Medusa heads on the teacher, trained on the collected responses; `optim.learning_rate` is that of the heads."""
+
+    variant: Literal[1, 2] = 1  # 1: the teacher is frozen; 2: it is trained with the heads, and exported beside them
+    num_heads: int = Field(5, ge=1)
+    optim: OptimConfig
+    decay: float = Field(0.8, gt=0, le=1)  # head k's loss weighs decay^k
+    ar_weight: float = Field(5.0, ge=0)  # variant 2: of the AR loss; the loss is the heads' + it
+    teacher_learning_rate: float | None = Field(None, gt=0)  # variant 2; None: a quarter of the heads'
+    gradient_checkpointing: bool = False  # variant 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: int | None = None  # steps; None: never
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MedusaConfig":
+        if self.variant == 1 and self.teacher_learning_rate is not None:
+            raise ValueError("teacher_learning_rate is for variant 2; variant 1 freezes the teacher")
+        if self.optim.optimizer != "adamw":
+            raise ValueError(f"Medusa heads train with optim.optimizer=adamw, not {self.optim.optimizer}")
+        return self
+
+
+class BaselinesConfig(Config):
+    """The methods that the CLLM is compared with: same prompts, same teacher, same responses (`jobs/baselines.py`)."""
+
+    draft: DraftConfig | None = None
+    medusa: MedusaConfig | None = None
+
+
 class EvaluateConfig(Config):
     """Teacher and CLLM on the same held-out prompts."""
 
@@ -172,6 +230,7 @@ class Recipe(Config):
     finetune: FinetuneConfig | None = None  # None: the teacher is used as it comes
     collect: CollectConfig
     train: TrainConfig
+    baselines: BaselinesConfig | None = None  # no stage of the pipeline; None: not made
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourceConfig = ResourceConfig()
 
@@ -190,24 +249,28 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _muon_trains_on_one_gpu(self) -> "Recipe":
+        sections: dict[str, FinetuneConfig | TrainConfig | DraftConfig | None]
         sections = {"finetune": self.finetune, "train": self.train}
+        if self.baselines is not None:
+            sections["baselines.draft"] = self.baselines.draft
         for name, section in sections.items():
             if section is not None and section.optim.optimizer == "muon" and self.resources.gpus > 1:
                 raise ValueError(f"{name}.optim.optimizer=muon trains on one GPU, resources.gpus={self.resources.gpus}")
         return self
 
     @model_validator(mode="after")
-    def _responses_fit_a_teacher_from_scratch(self) -> "Recipe":
-        """A teacher that is loaded knows its limit itself: `cllm.models.check_context_fits`."""
-        if self.teacher.scratch is None:
-            return self
-        prompt, limit = self.prompts.max_prompt_tokens, self.teacher.scratch.max_positions
+    def _responses_fit_models_from_scratch(self) -> "Recipe":
+        """A model that is loaded knows its limit itself: `cllm.models.check_context_fits`."""
+        shapes: dict[str, LlamaShape | None] = {"teacher": self.teacher.scratch}
+        if self.baselines is not None and self.baselines.draft is not None:
+            shapes["baselines.draft"] = self.baselines.draft.scratch
+        prompt = self.prompts.max_prompt_tokens
         sections = {"collect": self.collect.max_new_tokens, "evaluate": self.evaluate.max_new_tokens}
-        for name, new in sections.items():
-            if prompt + new > limit:
+        for (model, shape), (name, new) in product(shapes.items(), sections.items()):
+            if shape is not None and prompt + new > shape.max_positions:
                 raise ValueError(
                     f"prompts.max_prompt_tokens={prompt} + {name}.max_new_tokens={new} is more than "
-                    f"teacher.scratch.max_positions={limit}"
+                    f"{model}.scratch.max_positions={shape.max_positions}"
                 )
         return self
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cllm.artifacts import input_difference, is_current, read_manifest
+from cllm.config import Config
 from cllm.errors import InputError
 from cllm.layout import RunLayout
 from cllm.recipe import Recipe
@@ -76,6 +77,16 @@ def train(recipe: Recipe) -> Stage:
     return Stage("student", "train", RunLayout.of(recipe).student, inputs)
 
 
+def draft(recipe: Recipe) -> Stage:
+    """The distilled draft model; no stage of the pipeline."""
+    return _baseline("draft", recipe, RunLayout.of(recipe).draft, recipe.baselines and recipe.baselines.draft)
+
+
+def medusa(recipe: Recipe) -> Stage:
+    """The Medusa heads; no stage of the pipeline."""
+    return _baseline("medusa", recipe, RunLayout.of(recipe).medusa, recipe.baselines and recipe.baselines.medusa)
+
+
 def evaluate(recipe: Recipe) -> Stage:
     inputs = train(recipe).inputs | {"evaluate": _plain(recipe.evaluate)}
     return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs)
@@ -92,6 +103,11 @@ def skip_if_current(stage: Stage, make: Callable[[], None]) -> None:
         print(f"== {stage.kind}: up to date in {stage.path}", flush=True)
         return
     make()
+
+
+def _baseline(kind: str, recipe: Recipe, path: Path, section: Config | None) -> Stage:
+    inputs = collect(recipe).inputs | {kind: _plain(section)}
+    return Stage(kind, "baselines", path, inputs)
 
 
 def _plain(config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Ray Train shell around `cllm.training`, shared by `finetune` and `train`."""
+"""The Ray Train shell around `cllm.training`, shared by `finetune`, `train` and `baselines`."""
 
 import shutil
 import sys
@@ -21,6 +21,7 @@ from cllm.config import digest
 from cllm.layout import RunLayout, with_absolute_paths
 from cllm.provenance import collect_provenance
 from cllm.recipe import OptimConfig, Recipe
+from cllm.training.baselines import draft_session, medusa_session
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
 from cllm.training.session import Session, distill_session, finetune_session
 from cllm.training.throughput import Throughput
@@ -28,7 +29,12 @@ from cllm.training.trainer import StepLosses
 from cllm.training.worker import Worker
 from jobs.stages import Stage
 
-SESSIONS: dict[str, Callable[[Recipe, Worker], Session]] = {"teacher": finetune_session, "student": distill_session}
+SESSIONS: dict[str, Callable[[Recipe, Worker], Session]] = {
+    "teacher": finetune_session,
+    "student": distill_session,
+    "draft": draft_session,
+    "medusa": medusa_session,
+}
 
 
 def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) -> None:
@@ -116,6 +122,7 @@ class Reporter:
         self.session = session
         self.kind = kind
         trainer = session.trainer
+        self.second_loss = trainer.objective.second_loss
         self.leads = trainer.worker.rank == 0
         self.writer = SummaryWriter(str(logs)) if self.leads else None
         self.throughput = Throughput(trainer.model, trainer.worker)
@@ -130,16 +137,18 @@ class Reporter:
             return
         values = asdict(losses) | self.throughput.measure()
         del values["num_tokens"]
+        values[self.second_loss] = values.pop("consistency")
         self._emit(values)
         speed = f"{values['tokens_per_s']:,.0f} tok/s" + (f", MFU {values['mfu']:.1%}" if "mfu" in values else "")
-        self._print(f"AR {losses.ar:.4f}  consistency {losses.consistency:.4f}  lr {losses.learning_rate:.2e}  {speed}")
+        pair = f"AR {losses.ar:.4f}  {self.second_loss} {losses.consistency:.4f}"
+        self._print(f"{pair}  lr {losses.learning_rate:.2e}  {speed}")
 
     def validate(self) -> float:
         """Log the validation losses; returns the weighted sum that training minimises."""
-        ar, consistency = self.session.trainer.validate(self.session.validation)
-        self._emit({"validation_ar": ar, "validation_consistency": consistency})
-        self._print(f"validation: AR {ar:.4f}  consistency {consistency:.4f}")
-        return self.session.trainer.ar_weight * ar + consistency
+        ar, second = self.session.trainer.validate(self.session.validation)
+        self._emit({"validation_ar": ar, f"validation_{self.second_loss}": second})
+        self._print(f"validation: AR {ar:.4f}  {self.second_loss} {second:.4f}")
+        return self.session.trainer.ar_weight * ar + second
 
     def warn(self, text: str) -> None:
         """Print what the user should know."""

@@ -1,9 +1,13 @@
 """The smallest run of the whole pipeline: every stage does its work, nothing is learnt. For tests."""
 
 from cllm.recipe import (
+    BaselinesConfig,
     CollectConfig,
+    DraftConfig,
     EvaluateConfig,
     FinetuneConfig,
+    LlamaShape,
+    MedusaConfig,
     ModelConfig,
     OptimConfig,
     PromptConfig,
@@ -42,6 +46,14 @@ def debug() -> Recipe:
             drop_unfinished=False,
         ),
         train=TrainConfig(optim=_OPTIM, validate_every=5),
+        baselines=BaselinesConfig(
+            draft=DraftConfig(
+                scratch=LlamaShape(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2),
+                optim=_OPTIM,
+                validate_every=5,
+            ),
+            medusa=MedusaConfig(num_heads=3, optim=_OPTIM),
+        ),
         evaluate=EvaluateConfig(
             num_prompts=16, max_new_tokens=32, block_size=8, batch_size=16, speed_prompts=4, speed_repeats=1
         ),

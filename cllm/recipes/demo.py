@@ -1,10 +1,14 @@
 """The main job on a laptop: text to SQL on six databases, from random weights to a CLLM, on two CPU cores."""
 
 from cllm.recipe import (
+    BaselinesConfig,
     CollectConfig,
+    DraftConfig,
     EvaluateConfig,
     FinetuneConfig,
+    LlamaShape,
     LossConfig,
+    MedusaConfig,
     ModelConfig,
     OptimConfig,
     PromptConfig,
@@ -54,6 +58,33 @@ def demo() -> Recipe:
                 log_every=50,
             ),
             loss=LossConfig(ar_weight=2.5, states="guess", on_policy_iterations=2, states_per_block=2),
+        ),
+        baselines=BaselinesConfig(
+            draft=DraftConfig(
+                scratch=LlamaShape(hidden_size=96, intermediate_size=256, num_layers=1, num_heads=3, num_kv_heads=3),
+                optim=OptimConfig(
+                    optimizer="muon",
+                    steps=820,
+                    learning_rate=2e-3,
+                    warmup_ratio=0.05,
+                    row_tokens=256,
+                    rows_per_step=8,
+                    checkpoint_every=400,
+                    log_every=50,
+                ),
+            ),
+            medusa=MedusaConfig(
+                num_heads=4,
+                optim=OptimConfig(
+                    steps=820,
+                    learning_rate=1e-3,
+                    warmup_ratio=0.05,
+                    row_tokens=256,
+                    rows_per_step=8,
+                    checkpoint_every=400,
+                    log_every=50,
+                ),
+            ),
         ),
         evaluate=EvaluateConfig(
             num_prompts=600, max_new_tokens=128, block_size=16, guess="pad", batch_size=150, speed_prompts=16

@@ -20,11 +20,12 @@ from cllm.errors import InputError
 from cllm.training.trainer import Trainer
 
 _PROGRESS = "progress.json"
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what is frozen comes from elsewhere again
 
 
 def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Save weights, optimiser and place in the data; every worker calls it with its own or one shared folder."""
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers)
+    """Save trained weights, optimiser and place in the data; every worker calls it, with its own or a shared folder."""
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=_TRAINED)
     with _quiet():
         dcp.save(
             {"model": model_state, "optimizer": optimizer_state},
@@ -41,7 +42,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     Raises:
         InputError: the checkpoint is incomplete or of another model.
     """
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers)
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=_TRAINED)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         progress = json.loads((folder / _PROGRESS).read_text())
@@ -50,14 +51,18 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
     except (Exception, CheckpointException) as error:  # the latter is no Exception; dcp raises many kinds
         raise InputError(f"{folder}: not a usable training checkpoint: {str(error).splitlines()[0]}") from error
     set_state_dict(
-        trainer.objective, trainer.optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        trainer.objective,
+        trainer.optimizers,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_TRAINED,
     )
     trainer.step = progress["step"]
     trainer.feed.restore(progress["stream"])
 
 
 def full_model_state(trainer: Trainer) -> dict[str, Any]:
-    """The whole model's weights on the CPU of rank 0 (empty elsewhere); every worker must call it."""
+    """All weights of what is trained on the CPU of rank 0 (empty elsewhere); every worker must call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(trainer.model, options=options)
 

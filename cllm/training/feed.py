@@ -1,12 +1,18 @@
 """One worker's steps, each packed and on its way to the device while the step before it is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowOfDocuments, RowStream
 from cllm.training.packing import PackedRows, pack
 from cllm.training.worker import Worker
+
+
+def count_labels(rows: Sequence[RowOfDocuments]) -> tuple[int, int]:
+    """Tokens that bear an AR loss and a consistency loss."""
+    documents = [document for row in rows for document in row]
+    return sum(d.num_ar_labels for d in documents), sum(d.num_consistency_labels for d in documents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +34,24 @@ class StepFeed:
 
     A GPU computes while the host prepares, in the same thread: packing in another one would only take turns with the
     thread that launches kernels. `state` is the place behind the last step that was taken, not the last prepared one.
+
+    Args:
+        count: the `num_ar` and `num_consistency` of rows.
     """
 
-    def __init__(self, stream: RowStream, config: OptimConfig, pad_id: int, worker: Worker) -> None:
+    def __init__(
+        self,
+        stream: RowStream,
+        config: OptimConfig,
+        pad_id: int,
+        worker: Worker,
+        count: Callable[[Sequence[RowOfDocuments]], tuple[int, int]] = count_labels,
+    ) -> None:
         self._stream = stream
         self._config = config
         self._pad_id = pad_id
         self._worker = worker
+        self._count = count
         self._ahead: tuple[dict[str, int], Step] | None = None  # the stream's state before the step, and the step
 
     def prepare(self) -> None:
@@ -67,10 +84,4 @@ class StepFeed:
         mine = rows[self._worker.rank :: self._worker.world]
         size = len(mine) // self._config.accumulation
         parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-        return Step([(part, self.pack(part)) for part in parts], *count_labels(rows))
-
-
-def count_labels(rows: Sequence[RowOfDocuments]) -> tuple[int, int]:
-    """Tokens that bear an AR loss and a consistency loss."""
-    documents = [document for row in rows for document in row]
-    return sum(d.num_ar_labels for d in documents), sum(d.num_consistency_labels for d in documents)
+        return Step([(part, self.pack(part)) for part in parts], *self._count(rows))

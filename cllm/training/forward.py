@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 from cllm.training.documents import Document
 from cllm.training.losses import Divergence, LossSums, ar_loss_T, divergence_T
 from cllm.training.masks import attention_mask
+from cllm.training.objective import Objective
 from cllm.training.packing import PackedRows
 
 
-class PackedObjective(torch.nn.Module):
-    """Packed rows to loss sums, as a module of its own: FSDP shards it whole, output projection included."""
+class PackedObjective(Objective):
+    """AR and consistency losses of a CLLM, or the AR loss alone where documents have no spans."""
 
     def __init__(self, model: PreTrainedModel, divergence: Divergence) -> None:
         super().__init__()
@@ -25,13 +26,13 @@ class PackedObjective(torch.nn.Module):
         if predict_T is None:
             return packed_losses(self.model, rows, self.divergence)
         hidden_NE = hidden_states_RLE(self.model, rows).flatten(0, 1)
-        return _head(self.model)(hidden_NE[predict_T]).argmax(-1)
+        return output_head(self.model)(hidden_NE[predict_T]).argmax(-1)
 
 
 def packed_losses(model: PreTrainedModel, rows: PackedRows, divergence: Divergence) -> LossSums:
     """Loss sums of packed rows by a single forward pass. Never waits for the GPU: all places are known beforehand."""
     hidden_NE = hidden_states_RLE(model, rows).flatten(0, 1)
-    head = _head(model)
+    head = output_head(model)
     ar = ar_loss_T(head(hidden_NE[rows.ar_T]), rows.tokens_RL.flatten()[rows.ar_T + 1]).sum()
     consistency = ar.new_zeros(())
     if len(rows.student_T):
@@ -72,7 +73,8 @@ def _logits_LV(model: PreTrainedModel, tokens: tuple[int, ...]) -> torch.Tensor:
     return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0]
 
 
-def _head(model: PreTrainedModel) -> torch.nn.Module:
+def output_head(model: PreTrainedModel) -> torch.nn.Module:
+    """The projection from hidden states to logits."""
     head = model.get_output_embeddings()
     assert head is not None
     return head

@@ -15,7 +15,7 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if config.optimizer == "adamw":
-        return [_adamw(list(trainable.values()), config)]
+        return [adamw(list(trainable.values()), config)]
     in_layers = f"{model.base_model_prefix}.layers."
     matrices = [p for name, p in trainable.items() if name.startswith(in_layers) and p.dim() == 2]
     chosen = set(map(id, matrices))
@@ -23,10 +23,11 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[torch.
     muon = torch.optim.Muon(
         matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return [muon, _adamw(others, config)]
+    return [muon, adamw(others, config)]
 
 
-def _adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+def adamw(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW for `parameters`, without weight decay for vectors."""
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

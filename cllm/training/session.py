@@ -27,6 +27,7 @@ from cllm.models import (
 from cllm.recipe import LoraConfig, OptimConfig, Recipe
 from cllm.tasks.prompts import read_prompts, tokenizer_hash
 from cllm.training.batches import RowOfDocuments, RowStream
+from cllm.training.forward import PackedObjective
 from cllm.training.on_policy import Refiner
 from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments, WindowGuess
 from cllm.training.trainer import Trainer
@@ -56,9 +57,9 @@ class Session:
 
     def export(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a plain Hugging Face checkpoint of `state` (`full_model_state`); adapters are merged into it."""
-        model = self.trainer.model
+        model = self.trainer.objective.model
         if self.trainer.worker.world > 1:
-            model = type(model)(model.config)
+            model = unsharded(model)
             if self.peft is not None:
                 self.peft = get_peft_model(model, self.peft.peft_config["default"])
             model.load_state_dict(state)
@@ -67,27 +68,33 @@ class Session:
         save_model(folder, model, self.tokenizer)
 
 
+def unsharded(model: PreTrainedModel) -> PreTrainedModel:
+    """A model like `model`, whole and on the CPU, for weights gathered from all workers; its own are random."""
+    copy: PreTrainedModel = type(model)(model.config)
+    copy.generation_config = model.generation_config
+    return copy
+
+
 def finetune_session(recipe: Recipe, worker: Worker) -> Session:
     """AR fine-tuning of the teacher on the reference answers of the train split."""
     assert recipe.finetune is not None
     config, layout = recipe.finetune, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
-    model = _base_model(recipe, tokenizer, _attention(worker))
+    model = _base_model(recipe, tokenizer, packed_attention(worker))
     dtype = resolve_training_dtype(config.precision, worker.device)
     source = ReferenceDocuments(read_prompts(layout.prompts_file, "train"))
     trainer = Trainer(
-        model,
+        PackedObjective(model, "forward_kl"),
         RowStream(source, config.optim.row_tokens, recipe.seed),
         config.optim,
         ar_weight=1.0,
-        divergence="forward_kl",
         dtype=dtype,
         pad_id=pad_token_id(tokenizer),
         worker=worker,
         compile_layers=recipe.resources.compile,
     )
     held_out = ReferenceDocuments(read_prompts(layout.prompts_file, "validation"))
-    validation = _validation_rows(held_out, config.optim, recipe.seed, worker)
+    validation = validation_rows(held_out, config.optim, recipe.seed, worker)
     return Session(trainer, validation, config.validate_every, None, tokenizer)
 
 
@@ -96,7 +103,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     config, layout = recipe.train, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
     rows = read_trajectories(recipe, states=config.loss.states == "trajectory")
-    model = load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=_attention(worker))
+    model = load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=packed_attention(worker))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     peft = None if config.lora is None else _with_adapters(model, config.lora)
@@ -105,11 +112,10 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     documents = partial(trajectory_documents, recipe=recipe, guess=guess)
     held_out, train_rows = hold_out(rows, HELD_OUT_SHARE if config.validate_every else 0.0)
     trainer = Trainer(
-        model,
+        PackedObjective(model, config.loss.divergence),
         RowStream(documents(train_rows), config.optim.row_tokens, recipe.seed),
         config.optim,
         ar_weight=config.loss.ar_weight,
-        divergence=config.loss.divergence,
         dtype=resolve_training_dtype(config.precision, worker.device),
         pad_id=pad_token_id(tokenizer),
         worker=worker,
@@ -118,7 +124,7 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     )
     validation: Sequence[RowOfDocuments] = []
     if held_out:
-        validation = _validation_rows(documents(held_out), config.optim, recipe.seed, worker)
+        validation = validation_rows(documents(held_out), config.optim, recipe.seed, worker)
     return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
 
 
@@ -188,7 +194,7 @@ def _base_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, attention: s
     return model
 
 
-def _attention(worker: Worker) -> str:
+def packed_attention(worker: Worker) -> str:
     """FlexAttention skips what the packed mask hides, but is compiled for GPUs only; SDPA takes the dense mask."""
     return "flex_attention" if worker.device.type == "cuda" else "sdpa"
 
@@ -207,7 +213,8 @@ def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return wrapped
 
 
-def _validation_rows(source: DocumentSource, optim: OptimConfig, seed: int, worker: Worker) -> Sequence[RowOfDocuments]:
+def validation_rows(source: DocumentSource, optim: OptimConfig, seed: int, worker: Worker) -> Sequence[RowOfDocuments]:
+    """The first rows of `source`, packed as in training, a multiple of the number of workers."""
     stream = RowStream(source, optim.row_tokens, seed)
     count = min(stream.rows_per_epoch, MAX_VALIDATION_ROWS) // worker.world * worker.world
     return stream.take(count)

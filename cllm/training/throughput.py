@@ -3,7 +3,6 @@
 import time
 
 import torch
-from transformers import PreTrainedModel
 
 from cllm.training.worker import Worker
 
@@ -22,7 +21,7 @@ def peak_flops(device: torch.device) -> float | None:
 class Throughput:
     """Counts tokens between measurements. MFU takes 6 FLOPs a parameter and token, attention left out."""
 
-    def __init__(self, model: PreTrainedModel, worker: Worker) -> None:
+    def __init__(self, model: torch.nn.Module, worker: Worker) -> None:
         self.flops_per_token = 6 * sum(parameter.numel() for parameter in model.parameters()) * worker.world
         self.peak = peak_flops(worker.device)
         self.worker = worker

@@ -12,18 +12,22 @@ from transformers import PreTrainedModel
 from cllm.errors import InputError
 from cllm.recipe import OptimConfig
 from cllm.training.batches import RowOfDocuments, RowStream
-from cllm.training.feed import Step, StepFeed, count_labels
+from cllm.training.feed import Step, StepFeed
 from cllm.training.forward import PackedObjective
-from cllm.training.losses import Divergence, LossSums
+from cllm.training.losses import LossSums
+from cllm.training.objective import Objective
 from cllm.training.on_policy import Refiner
-from cllm.training.optim import build_optimizers, learning_rate_at
+from cllm.training.optim import learning_rate_at
 from cllm.training.packing import PackedRows
 from cllm.training.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
 class StepLosses:
-    """Mean losses in nats a token over all workers, and the number of packed tokens (padding included)."""
+    """Mean losses in nats a token over all workers, and the number of packed tokens (padding included).
+
+    `consistency` is the objective's second loss, whatever its name.
+    """
 
     ar: float
     consistency: float
@@ -33,11 +37,12 @@ class StepLosses:
 
 
 class Trainer:
-    """Trains a model on a stream of packed rows.
+    """Trains an objective's model on a stream of packed rows.
 
-    Loss = consistency + ar_weight * AR, each the mean over its tokens of the whole step, whatever the number of workers
-    and accumulation steps: both counts are known before the forward, because every worker sees the whole stream. With
-    on-policy states the consistency mean is over the drawn tokens, though refinement may settle some of them.
+    Loss = consistency (or another second loss) + ar_weight * AR, each the mean over its tokens of the whole step,
+    whatever the number of workers and accumulation steps: both counts are known before the forward, because every
+    worker sees the whole stream. With on-policy states the consistency mean is over the drawn tokens, though refinement
+    may settle some of them.
 
     Args:
         compile_layers: decoder layers run through torch.compile; losses differ by rounding.
@@ -45,12 +50,11 @@ class Trainer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        objective: Objective,
         stream: RowStream,
         config: OptimConfig,
         *,
         ar_weight: float,
-        divergence: Divergence,
         dtype: torch.dtype,
         pad_id: int,
         worker: Worker,
@@ -64,19 +68,20 @@ class Trainer:
             raise InputError("optim.optimizer: muon trains on one worker only; use adamw")
         self.config = config
         self.stream = stream
-        self.feed = StepFeed(stream, config, pad_id, worker)
+        self.feed = StepFeed(stream, config, pad_id, worker, objective.count_labels)
         self.worker = worker
         self.ar_weight = ar_weight
         self.refiner = refiner
         self.step = 0
-        self.model = model
-        self.objective = PackedObjective(model, divergence).to(worker.device).train()
+        self.model = objective.trained
+        self.objective = objective.to(worker.device).train()
         if compile_layers:
-            compile_decoder_layers(model)
+            for model in objective.models:
+                compile_decoder_layers(model)
         if worker.world > 1:
             _shard(self.objective, dtype)
         self._autocast = torch.autocast(worker.device.type, dtype, enabled=worker.world == 1 and dtype != torch.float32)
-        self.optimizers = build_optimizers(model, config)
+        self.optimizers = objective.build_optimizers(config)
 
     def train_step(self) -> StepLosses:
         """One optimiser step; raises RuntimeError if the loss is not finite (nothing is updated then)."""
@@ -92,7 +97,7 @@ class Trainer:
         learning_rate = learning_rate_at(self.step, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -109,7 +114,7 @@ class Trainer:
         for row in rows[self.worker.rank :: self.worker.world]:
             totals += self._losses([row], self.feed.pack([row])).stacked
         self.objective.train()
-        num_ar, num_consistency = count_labels(rows)
+        num_ar, num_consistency = self.objective.count_labels(rows)
         ar, consistency = self._sum_over_workers(totals)
         return ar / max(1, num_ar), consistency / max(1, num_consistency)
 
@@ -129,6 +134,7 @@ class Trainer:
     def _losses(self, rows: Sequence[RowOfDocuments], packed: PackedRows, refine: bool = False) -> LossSums:
         with self._autocast:
             if refine and self.refiner is not None:
+                assert isinstance(self.objective, PackedObjective)
                 for _ in range(self.refiner.iterations_at(self.step)):
                     rows = self.refiner.advance(self.objective, rows, packed)
                     packed = self.feed.pack(rows)
@@ -154,9 +160,10 @@ def compile_decoder_layers(model: PreTrainedModel, backend: str | Callable[..., 
         layer.compile(backend=backend, dynamic=False)
 
 
-def _shard(objective: PackedObjective, dtype: torch.dtype) -> None:
+def _shard(objective: Objective, dtype: torch.dtype) -> None:
     """FSDP2: every decoder layer is a unit, and the rest (embeddings, norm, output projection) is one with the root."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in decoder_layers(objective.model):
-        fully_shard(layer, mp_policy=policy)
+    for model in objective.models:
+        for layer in decoder_layers(model):
+            fully_shard(layer, mp_policy=policy)
     fully_shard(objective, mp_policy=policy)

@@ -13,7 +13,7 @@ from cllm.training.batches import RowStream
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
 from cllm.training.documents import Document, Span
 from cllm.training.feed import StepFeed
-from cllm.training.forward import packed_losses
+from cllm.training.forward import PackedObjective, packed_losses
 from cllm.training.optim import learning_rate_at
 from cllm.training.packing import pack
 from cllm.training.session import hold_out
@@ -37,11 +37,10 @@ class Documents:
 def make_trainer(worker=Worker(device=torch.device("cpu")), compile_layers=False, **changes):  # noqa: B008 (it is frozen)
     config = OptimConfig(**{"steps": 40, "learning_rate": 3e-3, "row_tokens": 64, "rows_per_step": 4} | changes)
     return Trainer(
-        tiny_model(0, scale=0.02),
+        PackedObjective(tiny_model(0, scale=0.02), "forward_kl"),
         RowStream(Documents(), config.row_tokens, seed=3),
         config,
         ar_weight=2.0,
-        divergence="forward_kl",
         dtype=torch.float32,
         pad_id=PAD,
         worker=worker,
