@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 LOCAL_RAY := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench benchmark clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,9 @@ format: $(STAMP) ## reformat the code and fix what ruff can fix
 bench: $(STAMP) ## on the demo's run: teacher against CLLM, then what collection and training cost
 	$(LOCAL_RAY) $(BIN)/python jobs/evaluate.py --recipe demo
 	$(LOCAL_RAY) $(BIN)/python jobs/bench_distill.py --recipe demo
+
+benchmark: $(STAMP) ## on the demo's run: every decoding method at 1 and 4 requests in flight, with one report
+	$(LOCAL_RAY) $(BIN)/python jobs/benchmark.py --matrix demo
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -22,9 +22,22 @@ def whole_machine(recipe: Recipe) -> dict[str, float]:
 
     Asking for all of a machine's CPUs makes Ray wait until the decoding pool has released them.
     """
-    if recipe.resources.gpus:
-        return {"num_gpus": 1}
-    return {"num_cpus": max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])}
+    return exclusive(recipe.resources.gpus)
+
+
+def exclusive(gpus: int) -> dict[str, float]:
+    """The same for work that has `gpus` GPUs to spread over, or none."""
+    return {"num_gpus": 1} if gpus else {"num_cpus": max(_machine_cpus())}
+
+
+def exclusive_places(gpus: int) -> int:
+    """How many such tasks can run at a time: one a GPU, or one on each machine that has the most CPUs."""
+    machines = _machine_cpus()
+    return gpus or machines.count(max(machines))
+
+
+def _machine_cpus() -> list[float]:
+    return [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
 
 
 def actor_pool(recipe: Recipe, num_batches: int) -> Pool:

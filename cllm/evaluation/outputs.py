@@ -1,6 +1,6 @@
 """What one model makes of a chunk of prompts, small enough to be sent around: responses by method, likelihood."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -58,9 +58,14 @@ def run_chunk(
     return ChunkOutputs(name, tuple(prompt.prompt_id for prompt in prompts), outputs, nll)
 
 
-def _output(result: DecodeResult, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Output:
+def response_text(token_ids: Sequence[int], eos_ids: Collection[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The response as the scorer takes it, without the end token."""
     # Chat models have end tokens that their tokenizer does not call special, so that decoding would keep them.
-    visible = result.token_ids[:-1] if result.token_ids[-1] in subject.eos_ids else result.token_ids
-    text = str(tokenizer.decode(list(visible), skip_special_tokens=True))
+    visible = token_ids[:-1] if token_ids[-1] in eos_ids else token_ids
+    return str(tokenizer.decode(list(visible), skip_special_tokens=True))
+
+
+def _output(result: DecodeResult, subject: Subject, tokenizer: PreTrainedTokenizerBase) -> Output:
+    text = response_text(result.token_ids, subject.eos_ids, tokenizer)
     counts = count_trajectory(result) if result.trajectory else None
     return Output(text, result.token_ids, result.accepted, counts)

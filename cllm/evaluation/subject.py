@@ -49,7 +49,7 @@ def load_subject(name: SubjectName, recipe: Recipe, device: torch.device) -> Sub
     Raises:
         InputError: no usable checkpoint, or one with fewer embeddings than the tokenizer has tokens.
     """
-    path, revision = _checkpoint(name, recipe)
+    path, revision = checkpoint(name, recipe)
     tokenizer = prompt_tokenizer(recipe)
     dtype = resolve_dtype(recipe.evaluate.precision, device)
     model = load_model(path, revision=revision, dtype=dtype, device=device)
@@ -71,7 +71,7 @@ def check_tokenizers(recipe: Recipe) -> None:
     prompts_file = RunLayout.of(recipe).prompts_file
     expected = read_metadata(prompts_file).get("tokenizer_hash")
     for name in SUBJECTS:
-        path, revision = _checkpoint(name, recipe)
+        path, revision = checkpoint(name, recipe)
         found = tokenizer_hash(load_tokenizer(path, revision))
         if found != expected:
             raise InputError(
@@ -81,10 +81,11 @@ def check_tokenizers(recipe: Recipe) -> None:
 
 def checkpoint_revision(name: SubjectName, recipe: Recipe) -> str:
     """What identifies the weights (`cllm.models.weights_revision`)."""
-    return weights_revision(*_checkpoint(name, recipe))
+    return weights_revision(*checkpoint(name, recipe))
 
 
-def _checkpoint(name: SubjectName, recipe: Recipe) -> tuple[str, str | None]:
+def checkpoint(name: SubjectName, recipe: Recipe) -> tuple[str, str | None]:
+    """Folder or Hugging Face id, and the revision."""
     if name == "teacher":
         return teacher_path(recipe), teacher_revision(recipe)
     return str(RunLayout.of(recipe).student), None

@@ -45,8 +45,8 @@ def finished_run(overrides: tuple[str, ...], done: subprocess.CompletedProcess[s
     return FinishedRun(get_recipe("debug").with_overrides(overrides), overrides, done)
 
 
-def arguments(overrides: tuple[str, ...], recipe: str = "debug") -> list[str]:
-    return ["--recipe", recipe, *(word for override in overrides for word in ("--set", override))]
+def arguments(overrides: tuple[str, ...], recipe: str = "debug", *, flag: str = "--recipe") -> list[str]:
+    return [flag, recipe, *(word for override in overrides for word in ("--set", override))]
 
 
 def run_job(job: str, overrides: tuple[str, ...], *, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -65,12 +65,12 @@ class KilledJob:
     """A job in a session of its own. Ray gives its daemons process groups of their own, so that killing the driver's
     group leaves them; they are known by the temporary folder that only this job's Ray uses."""
 
-    def __init__(self, job: str, overrides: tuple[str, ...], *, cwd: Path, folder: str, log: Path) -> None:
+    def __init__(self, job: str, overrides: tuple[str, ...], *, cwd: Path, folder: str, log: Path, flag: str) -> None:
         self._folder = folder
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides)],
+                [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides, flag=flag)],
                 cwd=cwd,
                 env=_environment() | {"RAY_TMPDIR": folder},
                 stdout=output,
@@ -110,12 +110,12 @@ class KilledJob:
 
 
 @contextmanager
-def killed_job(job: str, overrides: tuple[str, ...], *, cwd: Path) -> Iterator[KilledJob]:
+def killed_job(job: str, overrides: tuple[str, ...], *, cwd: Path, flag: str = "--recipe") -> Iterator[KilledJob]:
     """A running job, of which nothing is left afterwards."""
     # Ray puts sockets into its folder, whose path must be shorter than 108 characters: pytest's is too long.
     folder = tempfile.mkdtemp(prefix="ray-")
     try:
-        started = KilledJob(job, overrides, cwd=cwd, folder=folder, log=cwd / f"{job}.log")
+        started = KilledJob(job, overrides, cwd=cwd, folder=folder, log=cwd / f"{job}.log", flag=flag)
         try:
             yield started
         finally:

@@ -1,0 +1,141 @@
+"""From a matrix recipe to cells: what decides a key, and what is said about cells that cannot run."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from cllm.bench.matrices import MATRICES, get_matrix
+from cllm.bench.matrix import Cell, MatrixRecipe, Platform, plan
+from cllm.bench.methods import JacobiMethod, LookaheadMethod, VllmMethod
+from cllm.errors import InputError
+from cllm.layout import RunLayout
+from cllm.recipe import Recipe
+from tests.bench.records import AR, make_cell
+from tests.bench.runs import matrix_over
+
+PLATFORM = Platform(device="cpu", threads=1, versions={"torch": "2.13", "vllm": "0.29"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "e" * 16},
+        {"weights": "x" * 16},
+        {"model": "cllm"},
+        {"method": JacobiMethod(window=8)},
+        {"concurrency": 2},
+        {"seed": 1},
+        {"load": make_cell().load.model_copy(update={"repeats": 5})},
+        {"platform": Platform(device="another", threads=2, versions={"torch": "2.13"})},
+        {"platform": Platform(device="test cpu", threads=2, versions={"torch": "2.14"})},
+    ],
+)
+def test_a_key_depends_on_all_that_decides_the_outcome(change):
+    assert make_cell(**change).key != make_cell().key
+
+
+def test_a_key_survives_json():
+    cell = make_cell(JacobiMethod(window=8, ngram=3))
+    assert Cell.model_validate_json(cell.model_dump_json()).key == cell.key
+    assert json.loads(cell.model_dump_json())["method"]["kind"] == "jacobi"
+
+
+def test_cells_are_the_product_and_have_distinct_keys(matrix: MatrixRecipe):
+    found = plan(matrix, PLATFORM)
+    labels = [method.label for method in matrix.methods]
+    loads = {label: {c.concurrency for c in found.cells if c.method.label == label} for label in labels}
+    assert loads == {label: {1} if label.startswith("lookahead") else {1, 2} for label in labels}
+    assert len({cell.key for cell in found.cells}) == len(found.cells) == 2 * 7
+    assert [cell.key for cell in plan(matrix, PLATFORM).cells] == [cell.key for cell in found.cells]
+
+
+def test_cells_of_a_model_follow_each_other(matrix: MatrixRecipe):
+    models = [cell.model for cell in plan(matrix, PLATFORM).cells]
+    assert models == ["teacher"] * 7 + ["cllm"] * 7
+
+
+def test_installing_vllm_leaves_other_cells_alone(matrix: MatrixRecipe):
+    without = PLATFORM.model_copy(update={"versions": {"torch": "2.13"}})
+    assert [c.key for c in plan(matrix, PLATFORM).cells] == [c.key for c in plan(matrix, without).cells]
+
+
+def test_what_cannot_run_is_listed_with_its_reason(matrix: MatrixRecipe):
+    reasons = [str(obstacle) for obstacle in plan(matrix, PLATFORM).cannot_run]
+    title = LookaheadMethod().label
+    assert reasons == [f"debug {model} {title} c=2: decodes one request at a time" for model in ("teacher", "cllm")]
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_method_that_is_not_installed(tiny_run: Recipe, tmp_path: Path):
+    found = plan(matrix_over(tiny_run, tmp_path, methods=[AR, VllmMethod()]), PLATFORM)
+    assert {cell.method.kind for cell in found.cells} == {"ar"}
+    assert [obstacle.method for obstacle in found.cannot_run] == ["vllm ar"] * 2
+    assert "vLLM is not installed" in found.cannot_run[0].why
+
+
+@pytest.mark.parametrize(
+    ("gone", "model", "reason"),
+    [
+        ("student", "cllm", "no usable model configuration"),
+        ("student/model.safetensors", "cllm", "no weights"),
+        ("prompts/prompts.parquet", None, "not a readable parquet file"),
+    ],
+)
+def test_missing_models_and_data(tiny_run: Recipe, tmp_path: Path, gone: str, model: str | None, reason: str):
+    root = tmp_path / "run"
+    shutil.copytree(RunLayout.of(tiny_run).root, root)
+    (shutil.rmtree if (root / gone).is_dir() else Path.unlink)(root / gone)  # type: ignore[operator]
+    moved = tiny_run.model_copy(update={"output": str(root)})
+    found = plan(matrix_over(moved, tmp_path / "results", concurrencies=[1]), PLATFORM)
+    (obstacle,) = found.cannot_run
+    assert (obstacle.model, obstacle.method) == (model, None)
+    assert reason in obstacle.why
+    assert {cell.model for cell in found.cells} == ({"teacher"} if model else set())
+
+
+def test_sampling_is_for_our_engine_alone(tiny_run: Recipe, tmp_path: Path):
+    load = {"num_prompts": 4, "temperature": 0.8, "max_new_tokens": 8}
+    methods = [AR, {"kind": "transformers"}]
+    found = plan(matrix_over(tiny_run, tmp_path, load=load, methods=methods, concurrencies=[1]), PLATFORM)
+    assert {cell.method.kind for cell in found.cells} == {"ar"}
+    assert "another noise" in found.cannot_run[0].why
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("speed=3", "unknown key 'speed'"),
+        ("load.repeats=2", "load.repeats"),
+        ("concurrencies=[1,1]", "concurrencies"),
+        ("concurrencies=[0]", "at least 1"),
+        ('methods=[{"kind":"beam"}]', "methods"),
+        ('methods=[{"kind":"ar"},{"kind":"ar"}]', "twice"),
+        ('methods=[{"kind":"jacobi","refill":"block","policy":"adaptive"}]', "refill block needs policy fixed"),
+        ('runs=[{"recipe":"demo","speed":1}]', "runs.0.speed"),
+    ],
+)
+def test_bad_recipes_name_the_key(override: str, message: str):
+    with pytest.raises(InputError, match=message) as error:
+        get_matrix("debug").with_overrides([override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_recipes_by_name_resolve(name: str):
+    matrix = get_matrix(name)
+    assert matrix.name == name
+    assert all(run.resolve().output for run in matrix.runs)
+
+
+def test_the_demo_matrix_is_large_enough():
+    matrix = get_matrix("demo")
+    assert len(matrix.methods) >= 6
+    assert (matrix.models, matrix.concurrencies) == (("teacher", "cllm"), (1, 4))
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="--matrix nosuch: unknown; known are demo"):
+        get_matrix("nosuch")
