@@ -22,7 +22,7 @@ class EngineConfig(Config):
     refill: Refill = "sliding"  # block: the window stays on its block of n tokens until the block has converged
     record: bool = False  # keep the Jacobi trajectories (needs refill block and policy fixed)
     guess: GuessKind = "prompt"
-    ngram: int = Field(0, ge=0, le=8)  # order of the n-gram pool that proposes guesses; 0: none
+    ngram: Literal[0, 2, 3, 4, 5, 6, 7, 8] = 0  # order of the n-gram pool that proposes guesses; 0: none
     max_rows: int = Field(64, ge=1)  # requests decoded together
     max_tokens: int = Field(2048, ge=2)  # prompt and response of one request
     cache_blocks: int | None = Field(None, ge=2)  # None: enough for max_rows full rows, or what the GPU has left

@@ -208,6 +208,9 @@ def test_impossible_settings_are_refused(settings_, message):
 def test_config_is_strict():
     with pytest.raises(ValueError, match="windows"):
         EngineConfig.model_validate({"windows": 3})
+    for ngram in (1, 9):
+        with pytest.raises(ValueError, match=r"ngram\n.*0, 2, 3, 4, 5, 6, 7 or 8"):
+            EngineConfig.model_validate({"ngram": ngram})
 
 
 def test_logprobs_are_those_of_the_model():
