@@ -5,41 +5,24 @@ A step of B rows with windows of n tokens takes `cost(B, n)` milliseconds and co
 some B * n a GPU computes the guesses in the shade of reading its weights; beyond, every guess costs time, so n must
 shrink as the batch grows. n = 1 is AR decoding, and no other n is taken unless it promises more.
 
-Shapes: N widths to choose from, K tokens that a step may accept (k = 1 .. K), R slots of rows, O observations.
+Shapes: N widths to choose from, K tokens that a step may accept (k = 1 .. K), R rows, S steps, O observations, H the
+two counts of guesses: those that held and those that were asked.
 """
 
-import json
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cllm.artifacts import write_atomic
-from cllm.config import Config
 from cllm.errors import InputError
 
 Floats = npt.NDArray[np.float64]
-
-
-class CostKey(Config):
-    """What step times depend on besides batch and window; times measured under another key are refused."""
-
-    device: str  # name of the GPU or CPU
-    model: str  # digest of the model's shape
-    dtype: str
-    versions: dict[str, str]  # of the packages that do the work
-
-
-class _CostFile(Config):
-    key: CostKey
-    batches: tuple[int, ...]
-    widths: tuple[int, ...]
-    milliseconds: tuple[tuple[float, ...], ...]
+Ints = npt.NDArray[np.int64]
 
 
 class CostTable:
@@ -78,37 +61,13 @@ class CostTable:
         """Time every point; `time_step(batch, n)` returns the milliseconds of one step."""
         return cls(batches, widths, [[time_step(batch, n) for n in widths] for batch in batches])
 
-    @classmethod
-    def load(cls, path: Path, key: CostKey) -> "CostTable":
-        """Read a table.
-
-        Raises:
-            InputError: there is none, it is damaged, or it was measured under another key.
-        """
-        try:
-            data = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such table of step times") from None
-        except ValueError as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from error
-        file = _CostFile.from_data(data, where=str(path))
-        for name, wanted in key:
-            found = getattr(file.key, name)
-            if found != wanted:
-                raise InputError(f"{path}: step times of another {name} ({found}; this is {wanted}); measure again")
-        return cls(file.batches, file.widths, file.milliseconds)
-
-    def save(self, path: Path, key: CostKey) -> None:
-        """Write the table so that `load` with an equal key gives it back."""
-        rows = tuple(map(tuple, self.milliseconds.tolist()))
-        file = _CostFile(key=key, batches=self.batches, widths=self.widths, milliseconds=rows)
-        write_atomic(path, file.model_dump_json(indent=1))
-
     def cost(self, batch: int, n: int) -> float:
-        """Milliseconds of a step: linear between measured batches, constant below the smallest.
+        """Milliseconds of a step.
+
+        Linear between measured batches, constant below the smallest, in proportion to the batch beyond the largest.
 
         Raises:
-            InputError: the batch is larger than all measured ones, or the width was not measured.
+            InputError: there is no row, or the width was not measured.
         """
         if n not in self.widths:
             raise InputError(f"n={n} was not measured; widths: {self.widths}")
@@ -116,11 +75,13 @@ class CostTable:
 
     def costs_N(self, batch: int) -> Floats:
         """The same for all widths."""
-        if not 1 <= batch <= self.batches[-1]:
-            raise InputError(f"batch={batch} is outside the measured 1 .. {self.batches[-1]}")
+        if batch < 1:
+            raise InputError(f"batch must be >= 1, got {batch}")
         above = bisect_left(self.batches, batch)
         if above == 0:
             return self.milliseconds[0]
+        if above == len(self.batches):
+            return self.milliseconds[-1] * (batch / self.batches[-1])
         low, high = self.batches[above - 1], self.batches[above]
         share = (batch - low) / (high - low)
         return (1 - share) * self.milliseconds[above - 1] + share * self.milliseconds[above]
@@ -139,28 +100,37 @@ class Rates:
     carried_K: Floats
     fresh: float
 
-    def expected(self, n: int) -> float:
-        """Mean tokens that a step of width n accepts, if every step has this width (sliding refill).
+    def expected(self, widths: Sequence[int]) -> list[float]:
+        """Mean tokens that a step of each width accepts, if every step has this width (sliding refill).
 
         A step that accepts a tokens leaves n - a predictions for the next one, whose other guesses are fresh; so after
         a good step comes a poor one. The mean is over the stationary law of that chain.
         """
-        if n == 1:
-            return 1.0
-        # Rows of survival_CA: C = 0 .. n-1 carried guesses. Columns: P(accepted >= A), A = 1 .. n.
-        is_carried_CA = np.arange(n) <= np.arange(n)[:, None]
-        rates_CA = np.where(is_carried_CA, self.carried_K[:n], self.fresh)
-        rates_CA[:, 0] = 1
-        survival_CA = rates_CA.cumprod(1)
-        law_CA = survival_CA - np.pad(survival_CA[:, 1:], ((0, 0), (0, 1)))
-        step_CC = law_CA[:, ::-1]  # accepting A leaves n - A
-        stationary_C = np.linalg.solve(np.eye(n) - step_CC.T + 1, np.ones(n))
-        return float(stationary_C @ survival_CA.sum(1))
+        # Rows of survival_CA: C = 0, 1 .. carried guesses. Columns: P(accepted >= A), A = 1, 2 ..
+        levels = np.arange(max(widths))
+        survival_CA = np.where(levels <= levels[:, None], self.carried_K[: len(levels)], self.fresh)
+        survival_CA[:, 0] = 1
+        survival_CA = survival_CA.cumprod(1)
+        return [_stationary_mean(survival_CA[:n, :n]) if n > 1 else 1.0 for n in widths]
 
     def at_best(self, n: int) -> "Rates":
         """The rates if all that width n cannot show were as good as can be: an upper bound for wider windows."""
         carried_K = np.where(np.arange(1, len(self.carried_K) + 1) > n, _inside(1.0), self.carried_K)
         return Rates(carried_K, float(carried_K[:2][-1]))
+
+
+Halves = list[tuple[int, Rates]]  # rates of some rows, and how many rows these are
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row's place in the recent counts, and its steps that are not counted yet.
+
+    A step is noted as n * (K + 1) + accepted; in front stands one that accepted none, as wide as the guesses carried.
+    """
+
+    place: int = 0
+    steps: list[int] = field(default_factory=lambda: [0])
 
 
 class Acceptance:
@@ -171,37 +141,28 @@ class Acceptance:
     estimator of Kaplan and Meier for censored times. A rate nothing was observed of follows the rate before it, which
     makes the tail geometric.
 
-    Each row's counts fade with its own steps, and every row weighs the same, however new it is: what it has not shown
-    yet is filled up with the average of all rows, which fades slower.
+    Every row's counts fade as steps pass. What a row has not shown yet is filled up with the average of all rows, which
+    fades slower.
 
     Args:
         max_width: K.
-        row_memory, engine_memory: steps after which an observation weighs 1/e, in a row and in the average.
-        row_prior: steps' worth of the average that every row starts with.
     """
 
-    _FIRST_CARRIED, _FIRST_FRESH = 0.5, 0.1  # rates until something was observed
+    _ROW_MEMORY, _AVERAGE_MEMORY = 32.0, 256.0  # steps after which an observation weighs 1/e
+    _ROW_PRIOR = 12.0  # steps' worth of the average that every row starts with
     _TAIL_PRIOR = 2.0  # guesses' worth of "as the rate before" in every rate of the average
+    _FIRST_CARRIED, _FIRST_FRESH = 0.5, 0.1  # rates until something was observed
+    _MOST_FINISHED = 256  # rows that wait to be counted
 
-    def __init__(
-        self, max_width: int, *, row_memory: float = 32.0, engine_memory: float = 256.0, row_prior: float = 12.0
-    ) -> None:
+    def __init__(self, max_width: int) -> None:
         self.max_width = max_width
-        self._levels_K = np.arange(1, max_width + 1)
-        self._row_decay = float(np.exp(-1 / row_memory))
-        self._engine_decay = float(np.exp(-1 / engine_memory))
-        self._row_prior = row_prior
-        # How many guesses were asked and how many of them held. Entry k - 1 counts the carried guesses that would make
-        # a step accept k tokens; entry 0, which no carried guess needs, counts all fresh ones.
-        self._asked_K, self._held_K = np.zeros(max_width), np.zeros(max_width)
-        self._asked_K[:2] = 1
-        self._held_K[:2] = (self._FIRST_FRESH, self._FIRST_CARRIED)[:max_width]
-        self._slots: dict[Hashable, int] = {}
-        self._free: list[int] = []
-        self._asked_RK, self._held_RK = np.zeros((1, max_width)), np.zeros((1, max_width))
-        self._steps_R = np.zeros(1)  # slot 0 stands for rows that were not observed yet
-        self._carried_R = np.zeros(1, dtype=np.int64)  # guesses that stand ready for the row's next step
-        self._pending: dict[int, tuple[int, int]] = {}  # slot: (n, accepted)
+        # Entry k - 1 counts the carried guesses that would make a step accept k tokens; entry 0, which no carried guess
+        # needs, counts all fresh ones.
+        self._average_HK = np.zeros((2, max_width))
+        self._average_HK[:, :2] = np.array([[self._FIRST_FRESH, self._FIRST_CARRIED], [1, 1]])[:, :max_width]
+        self._recent_RHK = np.zeros((1, 2, max_width))  # place 0 is that of rows without counts
+        self._rows: dict[Hashable, _Row] = {}
+        self._finished: list[_Row] = []
 
     def observe(self, row: Hashable, n: int, accepted: int) -> None:
         """Note a step: cheap, for it is called for every row of every step.
@@ -211,80 +172,66 @@ class Acceptance:
         """
         if not 1 <= accepted <= n <= self.max_width:
             raise InputError(f"accepted={accepted} of n={n} tokens is outside 1 <= accepted <= n <= {self.max_width}")
-        slot = self._slots.get(row) or self._open(row)
-        if slot in self._pending:
-            self._learn()
-        self._pending[slot] = (n, accepted)
+        known = self._rows.get(row)
+        if known is None:
+            known = self._rows[row] = _Row()
+        known.steps.append(n * (self.max_width + 1) + accepted)
 
     def forget(self, row: Hashable) -> None:
         """Drop a row; what it taught the average stays. Nothing if the row is not known."""
-        slot = self._slots.pop(row, None)
-        if slot is not None:
-            self._learn()
-            self._free.append(slot)
+        known = self._rows.pop(row, None)
+        if known is not None:
+            self._finished.append(known)
+            if len(self._finished) == self._MOST_FINISHED:
+                self._learn()
 
-    def rates(self, rows: Sequence[Hashable]) -> list[tuple[int, Rates]]:
-        """The rates of the half of `rows` that accept less and of the half that accept more, each with its size.
+    def rates(self) -> Halves:
+        """The rates of the half of the rows that accept less and of the half that accept more, each with its size.
 
         Rows of two kinds do not behave like rows of the average kind: who accepts much also leaves few predictions to
         its next step. One row is one half; without rows, the average of all rows seen counts as one.
         """
         self._learn()
-        average = self._average_rates()
-        if not rows:
-            return [(1, average)]
-        slots_R = np.array([self._slots.get(row, 0) for row in rows])
-        share_R = (self._held_RK[slots_R].sum(1) + 1) / (self._asked_RK[slots_R].sum(1) + 2)
-        halves = np.array_split(slots_R[share_R.argsort(kind="stable")], min(2, len(rows)))
-        return [(len(half_R), self._rates_of(half_R, average)) for half_R in halves]
+        recent_RHK = self._recent_RHK[1:] if self._rows else self._recent_RHK
+        held_R, asked_R = recent_RHK.sum(2).T
+        order_R = ((held_R + 1) / (asked_R + 2)).argsort(kind="stable")
+        middle = len(order_R) // 2
+        halves = [recent_RHK[half_R] for half_R in (order_R[:middle], order_R[middle:]) if len(half_R)]
+        return [(len(half_RHK), self._shrunk(half_RHK)) for half_RHK in halves]
 
-    def _rates_of(self, slots_R: npt.NDArray[np.int64], average: Rates) -> Rates:
-        weights_R = 1 / (self._steps_R[slots_R] + self._row_prior)
-        asked_K, held_K = weights_R @ self._asked_RK[slots_R], weights_R @ self._held_RK[slots_R]
-        return _shrunk(held_K, asked_K, average, self._row_prior * float(weights_R.sum()))
-
-    def _average_rates(self) -> Rates:
-        carried = [1.0]
-        for held, asked in zip(self._held_K[1:].tolist(), self._asked_K[1:].tolist(), strict=True):
-            before = carried[-1] if len(carried) > 1 else held / asked
-            carried.append(_inside((held + self._TAIL_PRIOR * before) / (asked + self._TAIL_PRIOR)))
-        return Rates(np.array(carried), _inside(self._held_K[0] / self._asked_K[0]))
+    def _shrunk(self, recent_RHK: Floats) -> Rates:
+        """Rates of rows together, from their recent counts and the average."""
+        prior = self._ROW_PRIOR * len(recent_RHK)
+        levels = np.concatenate([self._average_HK, recent_RHK.sum(0)]).T.tolist()
+        average_held, average_asked, held, asked = levels[0]
+        fresh = _inside((held + prior * average_held / average_asked) / (asked + prior))
+        carried, survival, mean = [1.0], 1.0, None
+        for average_held, average_asked, held, asked in levels[1:]:
+            before = average_held / average_asked if mean is None else mean
+            mean = (average_held + self._TAIL_PRIOR * before) / (average_asked + self._TAIL_PRIOR)
+            weight = prior * survival + 1e-9  # the average's rows asked this guess only if the ones before held
+            carried.append(_inside((held + weight * mean) / (asked + weight)))
+            survival *= carried[-1]
+        return Rates(np.array(carried), fresh)
 
     def _learn(self) -> None:
-        """Count the pending observations."""
-        if not self._pending:
+        """Move the noted steps into the counts."""
+        rows = [*self._rows.values(), *self._finished]
+        if not rows:
             return
-        slots_O = np.fromiter(self._pending, dtype=np.int64)
-        width_O, accepted_O = np.array(list(self._pending.values())).T
-        self._pending.clear()
-        held_OK = self._levels_K <= accepted_O[:, None]
-        asked_OK = self._levels_K <= np.minimum(accepted_O + 1, width_O)[:, None]
-        is_fresh_OK = self._levels_K > 1 + self._carried_R[slots_O][:, None]
-        held_OK, asked_OK = _fresh_first(held_OK, is_fresh_OK), _fresh_first(asked_OK, is_fresh_OK)
-        self._carried_R[slots_O] = np.maximum(self._carried_R[slots_O], width_O) - accepted_O
-        self._steps_R[slots_O] = self._row_decay * self._steps_R[slots_O] + 1
-        self._held_RK[slots_O] = self._row_decay * self._held_RK[slots_O] + held_OK
-        self._asked_RK[slots_O] = self._row_decay * self._asked_RK[slots_O] + asked_OK
+        steps_SR = np.array(list(zip_longest(*(row.steps for row in rows), fillvalue=0)))
+        width_SR, accepted_SR = np.divmod(steps_SR, self.max_width + 1)
+        counts_RHK, carried_R = _count(width_SR, accepted_SR, self.max_width)
+        passed = len(steps_SR) - 1
         # The last guess's worth never fades: while n is 1, what is known of wider windows stays known.
-        kept_K = np.clip(1 / np.maximum(self._asked_K, 1e-9), self._engine_decay, 1)
-        self._held_K = kept_K * self._held_K + held_OK.sum(0)
-        self._asked_K = kept_K * self._asked_K + asked_OK.sum(0)
-
-    def _open(self, row: Hashable) -> int:
-        if not self._free:
-            self._grow()
-        slot = self._slots[row] = self._free.pop()
-        self._held_RK[slot] = self._asked_RK[slot] = self._steps_R[slot] = self._carried_R[slot] = 0
-        return slot
-
-    def _grow(self) -> None:
-        size = len(self._steps_R)
-        more = size + 1
-        self._free = list(range(size + more - 1, size - 1, -1))
-        self._held_RK = np.pad(self._held_RK, ((0, more), (0, 0)))
-        self._asked_RK = np.pad(self._asked_RK, ((0, more), (0, 0)))
-        self._steps_R = np.pad(self._steps_R, (0, more))
-        self._carried_R = np.pad(self._carried_R, (0, more))
+        kept_K = np.maximum(math.exp(-passed / self._AVERAGE_MEMORY), 1 / np.maximum(self._average_HK[1], 1))
+        self._average_HK = kept_K * self._average_HK + counts_RHK.sum(0)
+        faded_RHK = math.exp(-passed / self._ROW_MEMORY) * self._recent_RHK[[row.place for row in rows]]
+        recent_RHK = (faded_RHK + counts_RHK)[: len(self._rows)]
+        self._recent_RHK = np.concatenate([np.zeros_like(self._recent_RHK[:1]), recent_RHK])
+        for place, (row, carried) in enumerate(zip(self._rows.values(), carried_R.tolist(), strict=False), 1):
+            row.place, row.steps = place, [carried * (self.max_width + 1)]
+        self._finished.clear()
 
 
 class WindowPolicy(Protocol):
@@ -324,36 +271,29 @@ class FixedWindow:
 class AdaptiveWindow:
     """The n with the most expected tokens a millisecond.
 
+    A decision takes the host far longer than a step's notes, so decisions become rarer while they agree. One is due by
+    the time that all rows have been replaced. Another size of the batch acts at once, on what is known of its rows.
+
     A window that is not in use teaches nothing, so now and then the policy probes a wider one for a few steps. As a
     wider window accepts at least what a narrower one would, a probe of width w in place of n wastes at most
     cost(w) - cost(n) a step; that is paid from `probe_share` of the time since the last probe, and probes that could
     not change the decision even if every further guess held are left out.
 
     Args:
-        costs: step times; its largest batch bounds the batches.
+        costs: step times.
         widths: the n to choose from, increasing, 1 among them, all in the table.
         hysteresis: gain that a change must promise, as a share; no change is made for less.
-        decide_every: steps between decisions.
-        probe_every: fewest steps between probes.
-        probe_steps: steps of a probe; the first only fills the window.
         probe_share: bound on the time wasted by probes, as a share of all time.
-        acceptance: the estimator; None: one with its default memory.
 
     Raises:
         InputError: the widths are not as said.
     """
 
+    _FIRST_INTERVAL, _LAST_INTERVAL = 4, 32  # steps between decisions: after a change; doubled while nothing changes
+    _PROBE_STEPS = 4  # the first only fills the window
+
     def __init__(
-        self,
-        costs: CostTable,
-        widths: Sequence[int],
-        *,
-        hysteresis: float = 0.02,
-        decide_every: int = 4,
-        probe_every: int = 32,
-        probe_steps: int = 4,
-        probe_share: float = 0.01,
-        acceptance: Acceptance | None = None,
+        self, costs: CostTable, widths: Sequence[int], *, hysteresis: float = 0.02, probe_share: float = 0.01
     ) -> None:
         self.costs = costs
         self.widths = _increasing("widths", widths)
@@ -363,102 +303,122 @@ class AdaptiveWindow:
         if unmeasured:
             raise InputError(f"widths: {unmeasured} not in the table of step times, which has {costs.widths}")
         self.hysteresis = hysteresis
-        self.decide_every = decide_every
-        self.probe_every = probe_every
-        self.probe_steps = probe_steps
         self.probe_share = probe_share
-        self.acceptance = acceptance or Acceptance(self.widths[-1])
-        self._columns_N = np.array([costs.widths.index(n) for n in self.widths])
-        self._widths_N = np.array(self.widths)
+        self.acceptance = Acceptance(self.widths[-1])
+        self._columns_N = [costs.widths.index(n) for n in self.widths]
+        self._batch = 0
+        self._costs: list[float] = []  # of the widths, for this batch
+        self._tokens = [1.0] * len(self.widths)  # expected of the widths, up to a factor
         self._choice = 0  # index in widths
-        self._steps_to_decision = 0
-        self._probe: int | None = None  # index in widths
-        self._probe_steps_left = 0
-        self._steps_since_probe = 0
+        self._n = 1  # the choice or a probe
+        self._is_probe = False
+        self._interval = self._FIRST_INTERVAL
+        self._steps_left = 0  # to the next decision
         self._credit = 0.0  # milliseconds that a probe may waste
 
     def choose(self, rows: Sequence[Hashable]) -> int:
-        """n of the next step.
-
-        Raises:
-            InputError: more rows than the table of step times knows.
-        """
+        """n of the next step; without rows, as before."""
         if not rows:
-            return self.widths[self._choice]
-        if self._probe is not None:
-            self._probe_steps_left -= 1
-            if self._probe_steps_left >= 0:
-                return self.widths[self._probe]
-            self._probe, self._steps_to_decision = None, 0
-        costs_N = self.costs.costs_N(len(rows))[self._columns_N]
-        self._credit += self.probe_share * float(costs_N[self._choice])
-        self._steps_since_probe += 1
-        if self._steps_to_decision == 0:
-            self._steps_to_decision = self.decide_every
-            rates = self.acceptance.rates(rows)
-            self._decide(rates, costs_N)
-            if self._steps_since_probe >= self.probe_every:
-                self._consider_probe(rates, costs_N)
-        self._steps_to_decision -= 1
-        return self.widths[self._choice if self._probe is None else self._probe]
+            return self._n
+        if len(rows) != self._batch:
+            self._resize(len(rows))
+        if self._steps_left <= 0:
+            self._decide()
+        self._steps_left -= 1
+        self._credit += self.probe_share * self._costs[self._choice]
+        return self._n
 
     def observe(self, row: Hashable, n: int, accepted: int) -> None:
         self.acceptance.observe(row, n, accepted)
 
     def forget(self, row: Hashable) -> None:
         self.acceptance.forget(row)
+        if not self._is_probe:
+            self._steps_left -= self._interval // max(self._batch, 1)
 
-    def _decide(self, rates: list[tuple[int, Rates]], costs_N: Floats) -> None:
-        speed_N = self._tokens_N(rates) / costs_N
-        best = int(speed_N.argmax())  # the narrowest of equals
-        gain = speed_N[best] / speed_N[self._choice] - 1
-        if gain > self.hysteresis or speed_N[self._choice] < speed_N[0]:
-            self._choice = best
+    def _resize(self, batch: int) -> None:
+        """Choose for another number of rows that accept as much as these."""
+        self._batch = batch
+        self._costs = self.costs.costs_N(batch)[self._columns_N].tolist()
+        if self._change() and not self._is_probe:
+            self._n, self._steps_left = self.widths[self._choice], min(self._steps_left, self._interval)
 
-    def _consider_probe(self, rates: list[tuple[int, Rates]], costs_N: Floats) -> None:
-        """Start the most promising probe that the credit pays for; what is left of the credit lapses."""
-        n = self.widths[self._choice]
-        best = [(size, half.at_best(n)) for size, half in rates]
-        speed_N = self._tokens_N(best) / costs_N
-        wasted_N = self.probe_steps * (costs_N - costs_N[self._choice])
-        is_candidate_N = (self._widths_N > n) & (wasted_N <= self._credit)
-        is_candidate_N &= speed_N > (1 + self.hysteresis) * speed_N[self._choice]
-        if is_candidate_N.any():
-            self._probe = int(np.where(is_candidate_N, speed_N, 0.0).argmax())
-            self._probe_steps_left = self.probe_steps - 1
-            self._steps_since_probe, self._credit = 0, 0.0
+    def _decide(self) -> None:
+        """Learn, choose, and perhaps start a probe, though not right after another."""
+        rates = self.acceptance.rates()
+        self._tokens = _tokens(rates, self.widths)
+        if not self._change():
+            self._interval = min(2 * self._interval, self._LAST_INTERVAL)
+        probe = None if self._is_probe else self._probe(rates)
+        self._is_probe = probe is not None
+        self._n = probe or self.widths[self._choice]
+        self._steps_left = self._PROBE_STEPS if self._is_probe else self._interval
 
-    def _tokens_N(self, rates: list[tuple[int, Rates]]) -> Floats:
-        return np.array([sum(size * half.expected(n) for size, half in rates) for n in self.widths])
+    def _change(self) -> bool:
+        """Change the choice if that promises enough; whether it did."""
+        speeds = [tokens / cost for tokens, cost in zip(self._tokens, self._costs, strict=True)]
+        best, current = max(speeds), speeds[self._choice]
+        if best <= (1 + self.hysteresis) * current and current >= speeds[0]:
+            return False
+        self._choice = speeds.index(best)  # the narrowest of equals
+        self._interval = self._FIRST_INTERVAL
+        return True
+
+    def _probe(self, rates: Halves) -> int | None:
+        """Width of the most promising probe that the credit pays for; what is left of the credit lapses."""
+        n, cost = self.widths[self._choice], self._costs[self._choice]
+        limit = cost + self._credit / self._PROBE_STEPS
+        wider = {w: c for w, c in zip(self.widths, self._costs, strict=True) if w > n and c <= limit}
+        if not wider:
+            return None
+        tokens = _tokens([(size, half.at_best(n)) for size, half in rates], list(wider))
+        speed, probe = max((most / wider[w], w) for most, w in zip(tokens, wider, strict=True))
+        if speed <= (1 + self.hysteresis) * self._tokens[self._choice] / cost:
+            return None
+        self._credit = 0.0
+        return probe
 
 
-def _fresh_first(counts_OK: npt.NDArray[np.bool_], is_fresh_OK: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Counts by level with those of fresh guesses summed into the first entry."""
-    result_OK = (counts_OK & ~is_fresh_OK).astype(np.int64)
-    result_OK[:, 0] = (counts_OK & is_fresh_OK).sum(1)
-    return result_OK
+def _tokens(rates: Halves, widths: Sequence[int]) -> list[float]:
+    """What a step of each width is expected to commit to all rows."""
+    means = zip(*(half.expected(widths) for _, half in rates), strict=True)
+    return [sum(size * mean for (size, _), mean in zip(rates, halves, strict=True)) for halves in means]
 
 
-def _shrunk(held_K: Floats, asked_K: Floats, average: Rates, prior: float) -> Rates:
-    """Rates from weighted counts and `prior` rows' worth of the average.
+def _stationary_mean(survival_CA: Floats) -> float:
+    """Mean accepted tokens in the long run of steps of one width, n = C = A."""
+    n = len(survival_CA)
+    carried = np.arange(n)
+    # Who accepts A or more carries n - A or less on, and both are as probable in the long run.
+    balance_CA = (carried + carried[:, None] < n) - survival_CA
+    balance_CA[:, 0] = 1  # all probabilities add up to 1
+    law_C = np.linalg.solve(balance_CA.T, carried == 0)
+    return float(n - law_C @ carried)
 
-    Level by level the average is first shifted, in odds, by what the batch differed from it one level before.
+
+def _count(width_SR: Ints, accepted_SR: Ints, max_width: int) -> tuple[Ints, Ints]:
+    """Counts_RHK of the steps of each row, and the guesses that its last step carries on.
+
+    A step carries max(carried, n) - accepted guesses on: they reach as far as those of any step before it.
     """
-    fresh = (held_K[0] + prior * average.fresh) / (asked_K[0] + prior)
-    carried, survival, odds_ratio = [1.0], 1.0, 1.0
-    levels = zip(held_K[1:].tolist(), asked_K[1:].tolist(), average.carried_K[1:].tolist(), strict=True)
-    for held, asked, mean in levels:
-        expected = mean * odds_ratio / (1 - mean + mean * odds_ratio)
-        weight = prior * survival  # the average's rows asked this guess only if the ones before held
-        rate = _inside((held + weight * expected) / (asked + weight))
-        carried.append(rate)
-        survival *= rate
-        odds_ratio = rate / (1 - rate) * (1 - mean) / mean
-    return Rates(np.array(carried), _inside(fresh))
+    end_SR = accepted_SR.cumsum(0)
+    start_SR = end_SR - accepted_SR
+    reach_SR = np.maximum.accumulate(start_SR + width_SR, 0)
+    step_O, row_O = accepted_SR.nonzero()
+    accepted_O, width_O = accepted_SR[step_O, row_O], width_SR[step_O, row_O]
+    carried_O = 1 + reach_SR[step_O - 1, row_O] - start_SR[step_O, row_O]  # tokens accepted if all of these hold
+    num_rows, num_bins = width_SR.shape[1], max_width + 1
+    counts_RHK = np.empty((num_rows, 2, max_width), dtype=np.int64)
+    for kind, last_O in enumerate((accepted_O, np.minimum(accepted_O + 1, width_O))):
+        bins_O = row_O * num_bins + np.minimum(last_O, carried_O)
+        ends_RK = np.bincount(bins_O, minlength=num_rows * num_bins).reshape(num_rows, num_bins)
+        counts_RHK[:, kind] = ends_RK[:, :0:-1].cumsum(1)[:, ::-1]
+        counts_RHK[:, kind, 0] = np.bincount(row_O, np.maximum(last_O - carried_O, 0), num_rows)
+    return counts_RHK, reach_SR[-1] - end_SR[-1]
 
 
 def _inside(rate: float) -> float:
-    """Away from 0 and 1, so that odds are finite and the chain of steps has one stationary law."""
+    """Away from 0 and 1, so that the chain of steps has one stationary law."""
     return min(max(rate, 1e-3), 1 - 1e-3)
 
 
