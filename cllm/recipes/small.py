@@ -1,10 +1,14 @@
 """Real data with a teacher from scratch: the whole pipeline within minutes on one GPU."""
 
 from cllm.recipe import (
+    BaselinesConfig,
     CollectConfig,
+    DraftConfig,
     EvaluateConfig,
     FinetuneConfig,
+    LlamaShape,
     LossConfig,
+    MedusaConfig,
     ModelConfig,
     OptimConfig,
     PromptConfig,
@@ -64,15 +68,7 @@ def _small(
         prompts=PromptConfig(max_prompt_tokens=768, max_response_tokens=256, validation_fraction=0.04),
         teacher=ModelConfig(scratch=_TEACHER),
         finetune=FinetuneConfig(
-            optim=OptimConfig(
-                steps=finetune_steps,
-                learning_rate=1e-3,
-                weight_decay=0.1,
-                row_tokens=2048,
-                rows_per_step=8,
-                checkpoint_every=1000,
-                log_every=50,
-            ),
+            optim=_optim(finetune_steps, 1e-3),
             validate_every=100,
         ),
         collect=CollectConfig(
@@ -84,17 +80,16 @@ def _small(
             batch_size=512,
         ),
         train=TrainConfig(
-            optim=OptimConfig(
-                steps=train_steps,
-                learning_rate=8e-4,
-                weight_decay=0.1,
-                row_tokens=2048,
-                rows_per_step=8,
-                checkpoint_every=1000,
-                log_every=100,
-            ),
+            optim=_optim(train_steps, 8e-4),
             loss=loss,
             validate_every=500,
+        ),
+        baselines=BaselinesConfig(
+            draft=DraftConfig(
+                scratch=LlamaShape(hidden_size=256, intermediate_size=704, num_layers=2, num_heads=4, num_kv_heads=4),
+                optim=_optim(train_steps, 1e-3),
+            ),
+            medusa=MedusaConfig(num_heads=4, optim=_optim(train_steps, 8e-4)),
         ),
         evaluate=EvaluateConfig(
             num_prompts=1000,
@@ -105,4 +100,16 @@ def _small(
             speed_prompts=24,
         ),
         resources=ResourceConfig(gpus=1, compile=True),
+    )
+
+
+def _optim(steps: int, learning_rate: float) -> OptimConfig:
+    return OptimConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=0.1,
+        row_tokens=2048,
+        rows_per_step=8,
+        checkpoint_every=1000,
+        log_every=100,
     )
