@@ -86,7 +86,14 @@ def _small(
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(
-                scratch=LlamaShape(hidden_size=256, intermediate_size=704, num_layers=2, num_heads=4, num_kv_heads=4),
+                scratch=LlamaShape(
+                    hidden_size=256,
+                    intermediate_size=704,
+                    num_layers=2,
+                    num_heads=4,
+                    num_kv_heads=4,
+                    max_positions=2048,
+                ),
                 optim=_optim(train_steps, 1e-3),
             ),
             medusa=MedusaConfig(num_heads=4, optim=_optim(train_steps, 8e-4)),
