@@ -49,10 +49,12 @@ def arguments(overrides: tuple[str, ...], recipe: str = "debug", *, flag: str = 
     return [flag, recipe, *(word for override in overrides for word in ("--set", override))]
 
 
-def run_job(job: str, overrides: tuple[str, ...], *, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def run_job(
+    job: str, overrides: tuple[str, ...], *, cwd: Path, flag: str = "--recipe", **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a job to its end on a local Ray of its own."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides)],
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides, flag=flag)],
         cwd=cwd,
         env=_environment() | env,
         capture_output=True,
