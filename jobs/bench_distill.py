@@ -32,7 +32,7 @@ from cllm.training.sources import WindowGuess
 from jobs import stages
 from jobs.cli import main, print_last_line_json, stage
 from jobs.cluster import connect
-from jobs.collect import ShardCollector
+from jobs.collect import Teacher
 from jobs.pool import whole_machine
 
 RESULTS_NAME = "bench.json"
@@ -75,13 +75,13 @@ def measure(recipe: Recipe, num_slow: int, repeats: int) -> dict[str, Any]:
 
 def measure_collection(recipe: Recipe, num_slow: int, repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Speed of one actor on its first full batch, with the threads that the job gives an actor; and the hardware."""
-    actor = ShardCollector(recipe, "")
-    model = actor.engine.model
+    teacher = Teacher.load(recipe)
+    model = teacher.engine.model
     reference = load_model(
         teacher_path(recipe), revision=teacher_revision(recipe), dtype=model.dtype, device=model.device
     )
-    collector = Collector(actor.engine, reference, actor.tokenizer, recipe.collect, recipe.seed)
-    prompts = [prompt for shard in actor.shards for prompt in shard][: recipe.collect.batch_size]
+    collector = Collector(teacher.engine, reference, teacher.tokenizer, recipe.collect, recipe.seed)
+    prompts = [prompt for shard in teacher.shards for prompt in shard][: recipe.collect.batch_size]
     speed = time_collection(collector, prompts, num_one_by_one=num_slow, repeats=repeats)
     return collection_document(speed, torch.get_num_threads()), collect_provenance(())["hardware"]
 

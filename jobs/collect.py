@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,36 @@ from jobs.cluster import connect
 from jobs.pool import actor_pool
 
 
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What one actor decodes with, and its work."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    shards: list[list[Prompt]]
+    metadata: dict[str, str]
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> "Teacher":
+        """Raises InputError if the teacher cannot be loaded, or cannot read the prompts."""
+        device, config = default_device(), recipe.collect
+        if device.type == "cpu":
+            torch.set_num_threads(recipe.resources.cpus_per_actor)
+        tokenizer, work = load_tokenizer(str(RunLayout.of(recipe).tokenizer)), shards(recipe)
+        path, revision = teacher_path(recipe), teacher_revision(recipe)
+        longest = max(len(prompt.prompt_ids) for shard in work for prompt in shard)
+        check_context_fits(path, revision, prompt_tokens=longest, new_tokens=config.max_new_tokens)
+        engine = load_engine(
+            path,
+            collection_engine_config(config, longest),
+            revision=revision,
+            precision=config.precision,
+            device=device,
+            tokenizer=tokenizer,
+        )
+        return cls(engine, tokenizer, work, trajectory_metadata(recipe, tokenizer))
+
+
 class ShardCollector:
     """A Ray Data actor: holds the teacher, turns shard numbers into shard files.
 
@@ -51,43 +81,16 @@ class ShardCollector:
     def __init__(self, recipe: Recipe, folder: str) -> None:
         self.recipe = recipe
         self.folder = Path(folder)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(RunLayout.of(self.recipe).tokenizer))
-
-    @cached_property
-    def shards(self) -> list[list[Prompt]]:
-        return shards(self.recipe)
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        return trajectory_metadata(self.recipe, self.tokenizer)
-
-    @cached_property
-    def engine(self) -> Engine:
-        device, config = default_device(), self.recipe.collect
-        if device.type == "cpu":
-            torch.set_num_threads(self.recipe.resources.cpus_per_actor)
-        path, revision = teacher_path(self.recipe), teacher_revision(self.recipe)
-        longest = max(len(prompt.prompt_ids) for shard in self.shards for prompt in shard)
-        check_context_fits(path, revision, prompt_tokens=longest, new_tokens=config.max_new_tokens)
-        return load_engine(
-            path,
-            collection_engine_config(config, longest),
-            revision=revision,
-            precision=config.precision,
-            device=device,
-            tokenizer=self.tokenizer,
-        )
+        self.teacher: Teacher | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (index,) = batch["shard"].tolist()
-        prompts = self.shards[index]
-        rows, dropped = collect(self.engine, self.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
+        teacher = self.teacher = self.teacher or Teacher.load(self.recipe)
+        prompts = teacher.shards[index]
+        rows, dropped = collect(teacher.engine, teacher.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
         path = shard_path(self.folder, index)
         temporary = path.with_suffix(".tmp")
-        pq.write_table(to_table(rows, self.metadata | {"dropped": json.dumps(dropped)}), temporary)
+        pq.write_table(to_table(rows, teacher.metadata | {"dropped": json.dumps(dropped)}), temporary)
         temporary.replace(path)
         tokens = sum(len(row.response_ids) for row in rows)
         return {"shard": np.array([index]), "rows": np.array([len(rows)]), "tokens": np.array([tokens])}

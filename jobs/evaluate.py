@@ -12,7 +12,6 @@ import pickle
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,27 +58,24 @@ class ChunkRunner:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.work: tuple[PreTrainedTokenizerBase, list[list[Prompt]]] | None = None
         self.loaded: tuple[SubjectName, Engines] | None = None
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return prompt_tokenizer(self.recipe)
-
-    @cached_property
-    def chunks(self) -> list[list[Prompt]]:
-        return chunks(self.recipe, drawn_prompts(self.recipe))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (name,), (index,) = batch["subject"].tolist(), batch["chunk"].tolist()
-        outputs = run_chunk(name, self.engines(name), self.tokenizer, self.chunks[index], self.recipe.evaluate)
+        if self.work is None:  # not in the constructor, whose errors Ray reports in hundreds of lines
+            self.work = prompt_tokenizer(self.recipe), chunks(self.recipe, drawn_prompts(self.recipe))
+        tokenizer, prompts = self.work
+        engines = self.engines(name, list(chain.from_iterable(prompts)))
+        outputs = run_chunk(name, engines, tokenizer, prompts[index], self.recipe.evaluate)
         # Pickled by hand: Ray Data would do the same to a column of objects, with a warning.
         return {"outputs": np.array([pickle.dumps(outputs)], dtype=object)}
 
-    def engines(self, name: SubjectName) -> Engines:
+    def engines(self, name: SubjectName, prompts: list[Prompt]) -> Engines:
         """Those of the model of that name. Work comes model by model, so an actor changes models about once."""
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = None  # two models may not fit into memory
-            config, prompts = self.recipe.evaluate, list(chain.from_iterable(self.chunks))
+            config = self.recipe.evaluate
             device = default_device()
             if device.type == "cpu":
                 torch.set_num_threads(self.recipe.resources.cpus_per_actor)
