@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from cllm.artifacts import write_atomic
 from cllm.bench.bandwidth import copy_bandwidth, weight_bytes, weight_bytes_of
-from cllm.bench.closed_loop import closed_loop
-from cllm.bench.engines import Case, Decoder, Row, measure_ours, memory_in_use, workload
+from cllm.bench.engines import Case, DecoderName, Row, measure_load, measure_ours, memory_in_use
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.engine.attention import TorchAttention
 from cllm.engine.backends import attention_for, ops_for, triton_attention, tune
@@ -40,7 +38,9 @@ from cllm.models import (
 )
 from cllm.provenance import collect_provenance
 from cllm.report.engines import engines_table
-from cllm.tasks.prompts import read_prompts
+from cllm.tasks.prompts import draw_prompts
+from cllm.vllm.config import PeerConfig
+from cllm.vllm.llm import VllmBackend
 from jobs.cli import exit_code_of, print_last_line_json
 from jobs.cluster import start
 
@@ -64,7 +64,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
     },
 }
-DECODERS: tuple[Decoder, ...] = ("ar", "jacobi", "jacobi-block", "jacobi-adaptive")
+DECODERS: tuple[DecoderName, ...] = ("ar", "jacobi", "jacobi-block", "jacobi-adaptive")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,14 +132,22 @@ def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.tune:
         tune(model, sorted({case.n * case.concurrency for case in todo}))
     requests = requests_for(arguments, model.shape.vocab_size)
-    measured = measure_ours(
-        model, model_name(arguments), todo, requests, eos_ids=eos_ids, pad_id=pad_id, guess=arguments.guess
-    )
     bandwidth = copy_bandwidth(device)
+    floor_ms = 1000 * weight_bytes(model) / bandwidth
+    measured = measure_ours(
+        model,
+        model_name(arguments),
+        todo,
+        requests,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        guess=arguments.guess,
+        floor_ms=floor_ms,
+    )
     return {
         "rows": [noted(row) for row in measured],
         "copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
-        "floor_ms": 1000 * weight_bytes(model) / bandwidth,
+        "floor_ms": floor_ms,
         "hardware": collect_provenance(())["hardware"],
         "kernels": {"ops": type(model.ops).__name__, "attention": type(model.attention).__name__},
     }
@@ -147,8 +155,6 @@ def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @ray.remote
 def measure_vllm(arguments: argparse.Namespace) -> dict[str, Any]:
-    from cllm.bench.vllm_server import VllmServer
-
     device = default_device()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.model
@@ -159,17 +165,18 @@ def measure_vllm(arguments: argparse.Namespace) -> dict[str, Any]:
         requests = requests_for(arguments, config.vocab_size)
         floor_ms = 1000 * weight_bytes_of(config) / copy_bandwidth(device)
         longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-        server = VllmServer(
-            path,
+        peer = PeerConfig(
+            method="ar",
+            model=path,
             max_rows=max(arguments.concurrency),
             max_tokens=longest,
-            dummy=arguments.model is None,
-            gpu_memory_utilization=arguments.vllm_memory,
+            memory_fraction=arguments.vllm_memory,
+            tokenizer=False,
         )
+        backend = VllmBackend(peer, load_format="dummy" if arguments.model is None else "auto")
         rows = []
         for concurrency in arguments.concurrency:
-            closed_loop(server, [replace(request, max_new_tokens=8) for request in requests], concurrency)
-            load = closed_loop(server, workload(requests, concurrency), concurrency)
+            load = measure_load(backend, requests, concurrency)
             row = Row.of(
                 load,
                 floor_ms=floor_ms,
@@ -181,7 +188,7 @@ def measure_vllm(arguments: argparse.Namespace) -> dict[str, Any]:
                 memory_gib=memory_in_use(device),
             )
             rows.append(noted(row))
-        return {"rows": rows, "vllm": server.description}
+        return {"rows": rows, "vllm": backend.stats().as_row()}
 
 
 def noted(row: Row) -> dict[str, Any]:
@@ -223,8 +230,8 @@ def model_name(arguments: argparse.Namespace) -> str:
 def requests_for(arguments: argparse.Namespace, vocab_size: int) -> list[DecodeRequest]:
     """Test prompts by hashed id, which end where the model ends them; or random ones of fixed length."""
     if arguments.prompts is not None:
-        drawn = sorted(read_prompts(arguments.prompts, "test"), key=lambda prompt: prompt.prompt_id)
-        return [DecodeRequest(prompt.prompt_ids, arguments.new_tokens) for prompt in drawn[: arguments.num_prompts]]
+        drawn = draw_prompts(arguments.prompts, "test", arguments.num_prompts)
+        return [DecodeRequest(prompt.prompt_ids, arguments.new_tokens) for prompt in drawn]
     generator = torch.Generator().manual_seed(0)
     tokens_BL = torch.randint(vocab_size, (arguments.num_prompts, arguments.prompt_tokens), generator=generator)
     endless = SamplingParams(ignore_eos=True)

@@ -33,7 +33,7 @@ from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import check_context_fits, default_device, load_tokenizer
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
-from cllm.tasks.prompts import Prompt, read_prompts
+from cllm.tasks.prompts import Prompt, draw_prompts
 from cllm.training.session import trajectory_metadata
 from jobs import stages
 from jobs.cli import main, stage
@@ -97,9 +97,8 @@ class ShardCollector:
 
 
 def shards(recipe: Recipe) -> list[list[Prompt]]:
-    """The train prompts by hashed id, so that a limited number is a random draw, cut into shards."""
-    prompts = read_prompts(RunLayout.of(recipe).prompts_file, "train")
-    drawn = sorted(prompts, key=lambda prompt: prompt.prompt_id)[: recipe.collect.num_prompts]
+    """The train prompts, cut into shards."""
+    drawn = draw_prompts(RunLayout.of(recipe).prompts_file, "train", recipe.collect.num_prompts)
     size = recipe.collect.shard_prompts
     return [drawn[start : start + size] for start in range(0, len(drawn), size)]
 

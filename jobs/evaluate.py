@@ -42,7 +42,7 @@ from cllm.recipe import Recipe
 from cllm.report.markdown import report, results_text
 from cllm.report.plot import plot_acceptance
 from cllm.report.steps import step_example, step_texts
-from cllm.tasks.prompts import Prompt, read_prompts
+from cllm.tasks.prompts import Prompt, draw_prompts
 from cllm.tasks.registry import load_task
 from jobs import stages
 from jobs.cli import main, print_last_line_json, stage
@@ -85,16 +85,16 @@ class ChunkRunner:
 
 
 def drawn_prompts(recipe: Recipe) -> list[Prompt]:
-    """Test prompts by hashed id, so that a limited number is a random draw.
+    """Test prompts, as many as the recipe wants.
 
     Raises:
         InputError: there are none.
     """
     path = RunLayout.of(recipe).prompts_file
-    prompts = sorted(read_prompts(path, "test"), key=lambda prompt: prompt.prompt_id)
+    prompts = draw_prompts(path, "test", recipe.evaluate.num_prompts)
     if not prompts:
         raise InputError(f"{path}: no prompts in split test to evaluate on")
-    return prompts[: recipe.evaluate.num_prompts]
+    return prompts
 
 
 def chunks(recipe: Recipe, prompts: Sequence[Prompt]) -> list[list[Prompt]]:

@@ -1,22 +1,23 @@
 """Closed-loop load: a fixed number of requests in flight, a new one for each that finishes."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Protocol
 
-from cllm.decoding.records import DecodeRequest
+from cllm.decoding.records import Commit, DecodeRequest
 
 
-class Server(Protocol):
-    """An engine under load; ours and vLLM's behind one interface."""
+class Decoder(Protocol):
+    """What serves requests. Our engine is one as it is, and so is `cllm.vllm.llm.VllmBackend`."""
 
-    def add(self, request: DecodeRequest) -> None:
-        """Queue a request."""
+    def add(self, request: DecodeRequest) -> int:
+        """Queue a request; its key."""
 
-    def step(self) -> Iterable[tuple[int, bool]]:
-        """Decode on; for each request that advanced its new tokens, and whether it is finished."""
+    def step(self) -> Sequence[Commit]:
+        """Decode on; what was committed, one entry a request and forward pass, `row` being the request's key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Load:
 
 
 def closed_loop(
-    server: Server, requests: Sequence[DecodeRequest], concurrency: int, clock: Callable[[], float] = time.perf_counter
+    decoder: Decoder,
+    requests: Sequence[DecodeRequest],
+    concurrency: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Load:
     """Serve all requests, at most `concurrency` at a time."""
     waiting = iter(requests)
@@ -53,23 +57,18 @@ def closed_loop(
     step_times = []
     start = last = clock()
     while True:
-        for request in _take(waiting, concurrency - in_flight):
-            server.add(request)
+        for request in islice(waiting, concurrency - in_flight):
+            decoder.add(request)
             in_flight += 1
         if in_flight == 0:
             break
-        advanced = list(server.step())
+        commits = decoder.step()
         now = clock()
-        if advanced:
-            if len(advanced) == concurrency:
+        if commits:
+            if len(commits) == concurrency:
                 step_times.append(now - last)
             last = now
-        advances += len(advanced)
-        tokens += sum(count for count, _ in advanced)
-        in_flight -= sum(finished for _, finished in advanced)
+        advances += len(commits)
+        tokens += sum(len(commit.token_ids) for commit in commits)
+        in_flight -= sum(commit.finish_reason is not None for commit in commits)
     return Load(last - start, tokens, advances, 1000 * median(step_times) if step_times else None)
-
-
-def _take(requests: Iterable[DecodeRequest], most: int) -> Iterable[DecodeRequest]:
-    for _, request in zip(range(most), requests, strict=False):
-        yield request

@@ -1,24 +1,22 @@
 """Engines under closed-loop load: ours and vLLM's, one row of figures for each decoder, window and concurrency."""
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
 
-from cllm.bench.bandwidth import copy_bandwidth, weight_bytes
-from cllm.bench.closed_loop import Load, closed_loop
+from cllm.bench.closed_loop import Decoder, Load, closed_loop
 from cllm.decoding.config import GuessKind
 from cllm.decoding.records import DecodeRequest
 from cllm.engine.config import EngineConfig
-from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
 from cllm.engine.model import DecoderModel
-from cllm.engine.policy import AdaptiveWindow
+from cllm.vllm.backend import device_memory_bytes
 
-Decoder = Literal["ar", "jacobi", "jacobi-block", "jacobi-adaptive"]
+DecoderName = Literal["ar", "jacobi", "jacobi-block", "jacobi-adaptive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +63,9 @@ class Row:
 class Case:
     """A decoder with a window at a concurrency."""
 
-    decoder: Decoder
+    decoder: DecoderName
     n: int
     concurrency: int
-
-
-class OurServer:
-    """Our engine as a `Server`."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def add(self, request: DecodeRequest) -> None:
-        self.engine.add(request)
-
-    def step(self) -> Iterable[tuple[int, bool]]:
-        return [(len(commit.token_ids), commit.finish_reason is not None) for commit in self.engine.step()]
 
 
 def measure_ours(
@@ -92,9 +77,9 @@ def measure_ours(
     eos_ids: Sequence[int],
     pad_id: int,
     guess: GuessKind,
+    floor_ms: float,
 ) -> Iterator[Row]:
-    """A row for each case, under `workload`."""
-    floor_ms = 1000 * weight_bytes(model) / copy_bandwidth(model.device)
+    """A row for each case; `floor_ms` is the time in which the device copies as many bytes as the weights have."""
     longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
     for case in cases:
         config = EngineConfig(
@@ -107,15 +92,19 @@ def measure_ours(
             reuse_prefixes=False,
         )
         engine = build_engine(model, config, eos_ids=eos_ids, pad_id=pad_id)
-        server = OurServer(engine)
-        engine.runner.capture(windows_of(case, engine))
-        closed_loop(server, [replace(request, max_new_tokens=8) for request in requests], case.concurrency)
-        load = closed_loop(server, workload(requests, case.concurrency), case.concurrency)
+        engine.capture()
+        load = measure_load(engine, requests, case.concurrency)
         memory = memory_in_use(model.device)
         names = {"engine": "cllm", "decoder": case.decoder, "model": name, "concurrency": case.concurrency, "n": case.n}
         yield Row.of(load, floor_ms=floor_ms, memory_gib=memory, **names)
-        del engine, server
+        del engine
         release(model.device)
+
+
+def measure_load(decoder: Decoder, requests: Sequence[DecodeRequest], concurrency: int) -> Load:
+    """A closed loop over `workload`, after a short one that warms up what is timed."""
+    closed_loop(decoder, [replace(request, max_new_tokens=8) for request in requests], concurrency)
+    return closed_loop(decoder, workload(requests, concurrency), concurrency)
 
 
 def workload(requests: Sequence[DecodeRequest], concurrency: int) -> list[DecodeRequest]:
@@ -124,17 +113,10 @@ def workload(requests: Sequence[DecodeRequest], concurrency: int) -> list[Decode
     return list(islice(cycle(requests), count))
 
 
-def windows_of(case: Case, engine: Engine) -> Sequence[int]:
-    """The windows that the case's steps may have."""
-    return engine.policy.widths if isinstance(engine.policy, AdaptiveWindow) else [case.n]
-
-
 def memory_in_use(device: torch.device) -> float | None:
     """GiB of the device's memory that are taken, by whomever."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return (total - free) / 2**30
+    taken = device_memory_bytes(device)
+    return None if taken is None else taken / 2**30
 
 
 def release(device: torch.device) -> None:

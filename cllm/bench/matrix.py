@@ -25,7 +25,7 @@ from cllm.models import Precision, check_context_fits, load_tokenizer, weights_r
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
 from cllm.recipes import get_recipe
-from cllm.tasks.prompts import Prompt, read_metadata, read_prompts, tokenizer_hash
+from cllm.tasks.prompts import Prompt, draw_prompts, read_metadata, tokenizer_hash
 
 
 class RunConfig(Config):
@@ -182,16 +182,16 @@ def plan(matrix: MatrixRecipe, platform: Platform) -> Plan:
 
 
 def drawn_prompts(recipe: Recipe, count: int) -> list[Prompt]:
-    """Test prompts by hashed id, so that a limited number is a random draw.
+    """Test prompts.
 
     Raises:
         InputError: no usable file, or no prompts in it.
     """
     path = RunLayout.of(recipe).prompts_file
-    prompts = sorted(read_prompts(path, "test"), key=lambda prompt: prompt.prompt_id)
+    prompts = draw_prompts(path, "test", count)
     if not prompts:
         raise InputError(f"{path}: no prompts in split test")
-    return prompts[:count]
+    return prompts
 
 
 def requests_of(cell: Cell, prompts: Iterable[Prompt]) -> list[DecodeRequest]:

@@ -6,7 +6,7 @@ is timed afterwards: `speed_prompts` of them, `repeats` times over, in a closed 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from transformers import AutoConfig
 
 from cllm.bench.bandwidth import copy_bandwidth, weight_bytes_of
-from cllm.bench.closed_loop import Load, closed_loop
+from cllm.bench.closed_loop import Decoder, Load, closed_loop
 from cllm.bench.engines import memory_in_use, release
 from cllm.bench.matrix import Cell, drawn_prompts, requests_of
-from cllm.bench.methods import Decoder, JacobiMethod, Room, VllmMethod, open_decoder, open_engine, open_vllm
+from cllm.bench.methods import JacobiMethod, Room, VllmMethod, open_decoder, open_engine, open_vllm
 from cllm.config import digest
-from cllm.decoding.records import DecodeRequest
+from cllm.decoding.records import Commit, DecodeRequest
 from cllm.evaluation.outputs import response_text
 from cllm.evaluation.perplexity import reference_nll
 from cllm.evaluation.subject import Subject, SubjectName, checkpoint, load_subject, prompt_tokenizer
@@ -50,7 +50,7 @@ class Served:
 
 @dataclass(slots=True)
 class _Watched:
-    """A decoder as the closed loop's server, which notes tokens and times."""
+    """A decoder whose tokens and times are noted."""
 
     decoder: Decoder
     clock: Clock
@@ -58,19 +58,20 @@ class _Watched:
     seconds: dict[int, float] = field(default_factory=dict)
     tokens: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, request: DecodeRequest) -> None:
+    def add(self, request: DecodeRequest) -> int:
         start = self.clock()
         key = self.decoder.add(request)
         self.started[key], self.tokens[key] = start, []
+        return key
 
-    def step(self) -> Iterable[tuple[int, bool]]:
+    def step(self) -> Sequence[Commit]:
         commits = self.decoder.step()
         now = self.clock()
         for commit in commits:
             self.tokens[commit.row] += commit.token_ids
             if commit.finish_reason is not None:
                 self.seconds[commit.row] = now - self.started[commit.row]
-        return [(len(commit.token_ids), commit.finish_reason is not None) for commit in commits]
+        return commits
 
 
 def serve(

@@ -9,12 +9,12 @@ Shapes: L tokens of prompt and response.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
+from cllm.bench.closed_loop import Decoder
 from cllm.config import Config
 from cllm.decoding.config import GuessKind
 from cllm.decoding.lookahead import LookaheadDecoder
@@ -22,12 +22,12 @@ from cllm.decoding.records import Commit, DecodeRequest, Refill
 from cllm.engine.config import EngineConfig
 from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
-from cllm.engine.policy import AdaptiveWindow
 from cllm.errors import InputError
 from cllm.evaluation.subject import Subject
 from cllm.vllm.config import WITH_DRAFT, PeerConfig
 from cllm.vllm.config import Method as VllmMethodName
-from cllm.vllm.llm import VllmBackend, check_config, sampling_arguments
+from cllm.vllm.llm import VllmBackend, check_config
+from cllm.vllm.versions import check_installed
 
 EngineName = Literal["cllm", "transformers", "vllm"]
 
@@ -135,9 +135,8 @@ def missing_part(method: MethodConfig, checkpoint: str) -> str | None:
     """What this machine or the checkpoint's draft lacks for a method; None if nothing."""
     if not isinstance(method, VllmMethod):
         return None
-    if find_spec("vllm") is None:
-        return "vLLM is not installed: pip install cllm[gpu], or cllm[cpu] on a machine without a GPU"
     try:
+        check_installed()
         check_config(_peer(method, checkpoint, max_rows=1, max_tokens=2, eos_ids=()))
     except InputError as error:
         return str(error)
@@ -155,16 +154,6 @@ class Needs:
 def needs(method: MethodConfig) -> Needs:
     draft = method.method if isinstance(method, VllmMethod) and method.method in WITH_DRAFT else None
     return Needs(draft, mask=method.kind == "lookahead")
-
-
-class Decoder(Protocol):
-    """What serves requests. Our engine is one as it is."""
-
-    def add(self, request: DecodeRequest) -> int:
-        """Queue a request; its key."""
-
-    def step(self) -> Sequence[Commit]:
-        """Decode on; what was committed, one entry a request and forward pass, `row` being the request's key."""
 
 
 class OneByOne:
@@ -197,42 +186,6 @@ class OneByOne:
         return commits
 
 
-class VllmDecoder:
-    """vLLM's engine, request by request."""
-
-    def __init__(self, backend: VllmBackend) -> None:
-        self._backend = backend
-        self._next_key = 0
-
-    def add(self, request: DecodeRequest) -> int:
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
-
-        key = self._next_key
-        self._next_key += 1
-        arguments = sampling_arguments(request, self._backend.config.eos_ids)
-        params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)
-        self._engine.add_request(str(key), TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
-        return key
-
-    def step(self) -> Sequence[Commit]:
-        commits = []
-        for output in self._engine.step():
-            part = output.outputs[0]
-            reason: Literal["stop", "length"] = "stop" if part.finish_reason == "stop" else "length"
-            commits.append(Commit(int(output.request_id), tuple(part.token_ids), reason if output.finished else None))
-        return commits
-
-    def close(self) -> None:
-        self._backend.close()
-
-    @property
-    def _engine(self) -> Any:
-        assert self._backend.llm is not None, "the backend is closed"
-        return self._backend.llm.llm_engine
-
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a decoder must hold: requests in flight, and tokens of the longest one."""
@@ -253,8 +206,7 @@ def open_decoder(method: MethodConfig, subject: Subject, room: Room) -> Decoder:
         return OneByOne(_generate(subject))
     assert isinstance(method, ArMethod | JacobiMethod)
     engine = open_engine(method, subject, room)
-    policy = engine.policy
-    engine.runner.capture(policy.widths if isinstance(policy, AdaptiveWindow) else [engine.config.window])
+    engine.capture()
     return engine
 
 
@@ -267,7 +219,7 @@ def open_engine(method: ArMethod | JacobiMethod, subject: Subject, room: Room, *
 
 def open_vllm(
     method: VllmMethod, checkpoint: str, room: Room, *, eos_ids: Sequence[int], dtype: torch.dtype
-) -> VllmDecoder:
+) -> VllmBackend:
     """vLLM over a checkpoint folder or Hugging Face id.
 
     Raises:
@@ -275,7 +227,7 @@ def open_vllm(
     """
     config = _peer(method, checkpoint, max_rows=room.rows, max_tokens=room.tokens, eos_ids=tuple(eos_ids))
     name: Literal["bfloat16", "float32"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return VllmDecoder(VllmBackend(config.model_copy(update={"dtype": name})))
+    return VllmBackend(config.model_copy(update={"dtype": name}))
 
 
 def _peer(

@@ -73,6 +73,11 @@ class SamplingParams:
             raise InputError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
     @property
+    def signed_seed(self) -> int:
+        """The low 64 bits of the seed as a signed integer; every one of them counts."""
+        return (self.seed + 2**63) % 2**64 - 2**63
+
+    @property
     def penalises(self) -> bool:
         """Whether the draw depends on which tokens came before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0

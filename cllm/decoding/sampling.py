@@ -89,8 +89,7 @@ class DrawParams(NamedTuple):
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         return cls(
-            # 64-bit seeds wrap into torch's signed integers; every bit still counts
-            torch.tensor([((p.seed + 2**63) % 2**64) - 2**63 for p in params], dtype=torch.long, device=device),
+            torch.tensor([p.signed_seed for p in params], dtype=torch.long, device=device),
             floats([max(p.temperature, _COLDEST) if p.temperature > 0 else 0.0 for p in params]),
             torch.tensor([p.top_k for p in params], dtype=torch.long, device=device),
             floats([p.top_p for p in params]),

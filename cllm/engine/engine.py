@@ -122,6 +122,10 @@ class Engine:
         if sequence is not None:
             self._drop(sequence)
 
+    def capture(self) -> None:
+        """Capture the graphs of all batches and windows that may come, so that no request waits for one."""
+        self.runner.capture(self.policy.widths)
+
     def next_window(self) -> int:
         """The window that the policy wants for the next step."""
         return self.policy.choose([row.key for row in self.scheduler.running])

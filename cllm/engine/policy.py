@@ -237,6 +237,10 @@ class Acceptance:
 class WindowPolicy(Protocol):
     """Chooses each step's window from what the rows accepted."""
 
+    @property
+    def widths(self) -> Sequence[int]:
+        """The windows that it may choose."""
+
     def choose(self, rows: Sequence[Hashable]) -> int:
         """n of the next step, one for the whole batch; `rows` are the keys of the rows that it decodes."""
 
@@ -257,6 +261,7 @@ class FixedWindow:
         if n < 1:
             raise InputError(f"n must be >= 1, got {n}")
         self.n = n
+        self.widths = (n,)
 
     def choose(self, rows: Sequence[Hashable]) -> int:
         return self.n

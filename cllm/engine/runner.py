@@ -119,18 +119,19 @@ class Runner:
         slots_B, num_blocks = state.upload([idle] * batch), self._blocks_until(context + width)
         times = []
         for _ in range(repeats + 1):
-            self._synchronise()
+            self.synchronise()
             start = time.perf_counter()
             if self._use_graphs:
                 self._graph(batch, width, greedy=True).run([idle] * batch)
             else:
                 self._step(slots_B, width, num_blocks, greedy=True)
-            self._synchronise()
+            self.synchronise()
             times.append(time.perf_counter() - start)
         state.length_R[idle] = state.limit_R[idle] = 1
         return 1000 * median(times[1:])
 
-    def _synchronise(self) -> None:
+    def synchronise(self) -> None:
+        """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-import torch
-
 from cllm.decoding.records import DecodeRequest
 from cllm.engine.engine import Engine
 from cllm.evaluation.decode import Engines, Method, make_request
@@ -74,14 +72,8 @@ def _time_round(engines: Mapping[_Key, Engine], requests: Sequence[DecodeRequest
 
 
 def _time_one(engine: Engine, request: DecodeRequest) -> tuple[int, float]:
-    device = engine.model.device
-    _synchronise(device)
+    engine.runner.synchronise()
     start = time.perf_counter()
     (result,) = engine.generate([request])
-    _synchronise(device)
+    engine.runner.synchronise()
     return len(result.token_ids), time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

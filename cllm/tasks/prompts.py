@@ -147,6 +147,15 @@ def read_prompts(path: str | Path, split: Split | None = None) -> list[Prompt]:
     ]
 
 
+def draw_prompts(path: str | Path, split: Split, count: int | None = None) -> list[Prompt]:
+    """A split's prompts by hashed id, so that the first `count` (None: all) are a random draw.
+
+    Raises:
+        InputError: as `read_prompts`.
+    """
+    return sorted(read_prompts(path, split), key=lambda prompt: prompt.prompt_id)[:count]
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata given to `write_prompts`, and `schema_version`.
 

@@ -1,6 +1,7 @@
 """vLLM behind the `Backend` interface: AR, its speculative methods, and Jacobi decoding inside it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 JACOBI_WORKER = "cllm.vllm.jacobi_worker.JacobiWorker"
 JACOBI_SCHEDULER = "cllm.vllm.jacobi_scheduler.JacobiScheduler"
+_ID_PREFIX = "stream-"
 
 
 class VllmBackend:
@@ -42,7 +44,7 @@ class VllmBackend:
         if config.method == "jacobi":
             _check_jacobi(arguments, self.version)
         self.llm: vllm.LLM | None = vllm.LLM(**arguments)
-        self._next_id = 0
+        self._next_key = 0
 
     def generate(self, requests: Sequence[DecodeRequest]) -> list[BackendResult]:
         from vllm.inputs import TokensPrompt
@@ -53,25 +55,36 @@ class VllmBackend:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         return [self._result(output.outputs[0]) for output in outputs]
 
-    def stream(self, requests: Sequence[DecodeRequest]) -> Iterator[list[Commit]]:
+    def add(self, request: DecodeRequest) -> int:
+        """Queue a request; the key that names it in `step`."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        params = self._params(request, output_kind=RequestOutputKind.DELTA)
+        key, self._next_key = self._next_key, self._next_key + 1
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        self._open().llm_engine.add_request(_request_id(key), prompt, params)
+        return key
+
+    def step(self) -> list[Commit]:
+        """Decode on; what was committed, `row` being the request's key."""
+        outputs = self._open().llm_engine.step()
+        return [_commit(_key_of(output.request_id), output.outputs[0]) for output in outputs]
+
+    def stream(self, requests: Sequence[DecodeRequest]) -> Iterator[list[Commit]]:
         engine = self._open().llm_engine
-        params = [self._params(request, output_kind=RequestOutputKind.DELTA) for request in requests]
-        first, self._next_id = self._next_id, self._next_id + len(requests)
-        row_of = {f"stream-{first + row}": row for row in range(len(requests))}
-        for (name, row), one in zip(row_of.items(), params, strict=True):
-            engine.add_request(name, TokensPrompt(prompt_token_ids=list(requests[row].prompt_ids)), one)
-        finished: set[str] = set()
+        row_of: dict[int, int] = {}
+        finished: set[int] = set()
         try:
-            while engine.has_unfinished_requests():
-                outputs = [output for output in engine.step() if output.request_id in row_of]
-                finished |= {output.request_id for output in outputs if output.finished}
-                if outputs:
-                    yield [_commit(row_of[output.request_id], output.outputs[0]) for output in outputs]
+            for row, request in enumerate(requests):
+                row_of[self.add(request)] = row
+            while row_of.keys() - finished:
+                commits = [commit for commit in self.step() if commit.row in row_of]
+                finished |= {commit.row for commit in commits if commit.finish_reason is not None}
+                if commits:
+                    yield [replace(commit, row=row_of[commit.row]) for commit in commits]
         finally:
-            engine.abort_request([name for name in row_of if name not in finished])
+            engine.abort_request([_request_id(key) for key in row_of.keys() - finished])
 
     def stats(self) -> BackendStats:
         llm = self._open()
@@ -194,14 +207,13 @@ def sampling_arguments(request: DecodeRequest, eos_ids: Sequence[int]) -> dict[s
     The seed is given to greedy requests as well: guesses of Jacobi decoding depend on it.
     """
     sampling = request.sampling
-    ends = set(sampling.stop_token_ids) | set(() if sampling.ignore_eos else eos_ids)
     shared = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     return {
         **{name: getattr(sampling, name) for name in (*shared, "logprobs", "min_tokens", "ignore_eos")},
-        "seed": (sampling.seed + 2**63) % 2**64 - 2**63,
+        "seed": sampling.signed_seed,
         "max_tokens": request.max_new_tokens,
         "stop": list(sampling.stop),
-        "stop_token_ids": sorted(ends),
+        "stop_token_ids": sorted(sampling.end_ids(eos_ids)),
         "detokenize": bool(sampling.stop),
     }
 
@@ -213,6 +225,15 @@ def acceptance_of_counts(counts: Sequence[Sequence[int]]) -> Acceptance:
     proposed = sum((w - 1) * sum(counts[w]) for w in widths)
     accepted_at = tuple(sum(sum(counts[w][place + 1 :]) for w in widths) for place in range(1, len(counts) - 1))
     return Acceptance(steps, proposed, sum(accepted_at), accepted_at)
+
+
+def _request_id(key: int) -> str:
+    """Other than the ids that `LLM.generate` gives."""
+    return f"{_ID_PREFIX}{key}"
+
+
+def _key_of(request_id: str) -> int:
+    return int(request_id.removeprefix(_ID_PREFIX))
 
 
 def _commit(row: int, output: Any) -> Commit:

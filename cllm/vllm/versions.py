@@ -9,14 +9,19 @@ TESTED = ((0, 26), (0, 29))  # first and last minor version, both included
 UNTESTED = "the speculative methods, and the hooks of Jacobi decoding (model runner V2, scheduler, CUDA graphs)"
 
 
+def check_installed() -> None:
+    """Raise InputError if vLLM is not installed; it is not imported."""
+    if find_spec("vllm") is None:
+        raise InputError("vLLM is not installed: pip install cllm[gpu], or cllm[cpu] on a machine without a GPU")
+
+
 def require_vllm() -> str:
     """The version of vLLM.
 
     Raises:
         InputError: it is not installed.
     """
-    if find_spec("vllm") is None:
-        raise InputError("vLLM is not installed: pip install cllm[gpu], or cllm[cpu] on a machine without a GPU")
+    check_installed()
     import vllm
 
     version = str(vllm.__version__)

@@ -8,8 +8,8 @@ import torch
 from cllm.bench.agreement import compare, first_difference
 from cllm.bench.bandwidth import weight_bytes, weight_bytes_of
 from cllm.bench.closed_loop import closed_loop
-from cllm.bench.engines import Case, OurServer, Row, measure_ours, workload
-from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.bench.engines import Case, Row, measure_ours, workload
+from cllm.decoding.records import Commit, DecodeRequest, SamplingParams
 from cllm.engine.weights import model_from_transformers
 from cllm.report.engines import engines_table
 from tests.engine.making import make_engine
@@ -20,19 +20,21 @@ class Scripted:
     """Every request commits two tokens a step and ends with its limit; a step takes 10 ms."""
 
     def __init__(self) -> None:
-        self.left: list[int] = []
-        self.most = 0
+        self.left: dict[int, int] = {}
+        self.added = self.most = 0
         self.time = 0.0
 
-    def add(self, request: DecodeRequest) -> None:
-        self.left.append(request.max_new_tokens)
+    def add(self, request: DecodeRequest) -> int:
+        key, self.added = self.added, self.added + 1
+        self.left[key] = request.max_new_tokens
         self.most = max(self.most, len(self.left))
+        return key
 
     def step(self):
         self.time += 0.01
-        advanced = [(min(2, left), left <= 2) for left in self.left]
-        self.left = [left - 2 for left in self.left if left > 2]
-        return advanced
+        commits = [Commit(key, (7,) * min(2, n), "length" if n <= 2 else None) for key, n in self.left.items()]
+        self.left = {key: n - 2 for key, n in self.left.items() if n > 2}
+        return commits
 
 
 def test_closed_loop_keeps_its_concurrency_and_counts():
@@ -47,7 +49,7 @@ def test_closed_loop_keeps_its_concurrency_and_counts():
 
 def test_our_engine_under_load_gives_all_tokens():
     requests = [DecodeRequest((3 + i, 4), 10, SamplingParams(ignore_eos=True)) for i in range(7)]
-    load = closed_loop(OurServer(make_engine(tiny_model(2), window=4, overlap=True)), requests, 3)
+    load = closed_loop(make_engine(tiny_model(2), window=4, overlap=True), requests, 3)
     assert load.tokens == 70
     assert load.step_ms is not None
 
@@ -56,7 +58,7 @@ def test_rows_and_table():
     model = model_from_transformers(tiny_model(1))
     cases = [Case("ar", 1, 2), Case("jacobi-block", 4, 2), Case("jacobi-adaptive", 4, 2)]
     requests = [DecodeRequest((3, 4), 8, SamplingParams(ignore_eos=True))]
-    rows = list(measure_ours(model, "tiny", cases, requests, eos_ids=[EOS], pad_id=PAD, guess="pad"))
+    rows = list(measure_ours(model, "tiny", cases, requests, eos_ids=[EOS], pad_id=PAD, guess="pad", floor_ms=1.0))
     assert [(row.decoder, row.n, row.concurrency) for row in rows] == [(c.decoder, c.n, c.concurrency) for c in cases]
     assert rows[0].tpf == 1
     assert min(row.tokens_per_s for row in rows) > 0
@@ -80,7 +82,7 @@ def test_workload_is_twice_the_concurrency():
 
 
 def test_row_of_a_load_without_full_steps():
-    load = closed_loop(OurServer(make_engine(tiny_model(2), window=4)), [DecodeRequest((3,), 2)], 2)
+    load = closed_loop(make_engine(tiny_model(2), window=4), [DecodeRequest((3,), 2)], 2)
     names = {"engine": "cllm", "decoder": "ar", "model": "tiny", "concurrency": 2, "n": 1}
     row = Row.of(load, floor_ms=1.0, memory_gib=None, **names)
     assert row.step_ms is None

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cllm.bench.matrices import get_matrix
-from cllm.bench.matrix import MatrixRecipe
 from cllm.bench.matrix_results import MatrixResults, read_results
 from cllm.layout import RunLayout
 from jobs import benchmark
@@ -31,7 +29,7 @@ def times(folder: Path) -> dict[str, int]:
 class Resumed:
     """A benchmark that was killed and then started again; modification times by file name."""
 
-    matrix: MatrixRecipe
+    overrides: tuple[str, ...]
     folder: Path
     when_killed: dict[str, int]
     results: MatrixResults
@@ -50,8 +48,7 @@ def resumed(pipeline: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> 
     # another test has left running.
     done = run_job("benchmark", overrides, cwd=folder, flag="--matrix")
     assert done.returncode == 0, done.stderr[-4000:]
-    matrix = get_matrix("debug").with_overrides(overrides)
-    return Resumed(matrix, folder / "results", when_killed, read_results([folder / "results"]))
+    return Resumed(overrides, folder / "results", when_killed, read_results([folder / "results"]))
 
 
 def test_the_kill_came_in_the_middle(resumed: Resumed) -> None:
@@ -72,13 +69,12 @@ def test_the_report_is_written_from_what_was_kept(resumed: Resumed) -> None:
     assert f"{ALL_CELLS} cells measured, 0 failed" in (resumed.folder / "report.md").read_text()
 
 
-def test_nothing_is_measured_when_all_is_there(
-    resumed: Resumed, local_ray: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_measured_when_all_is_there(resumed: Resumed, tmp_path: Path) -> None:
     before = times(resumed.folder)
-    benchmark.run(resumed.matrix)
+    again = run_job("benchmark", resumed.overrides, cwd=tmp_path, flag="--matrix")
+    assert again.returncode == 0, again.stderr[-4000:]
     assert times(resumed.folder) == before
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = json.loads(again.stdout.splitlines()[-1])
     assert (last["cells"], last["kept"], last["failed"]) == (ALL_CELLS, ALL_CELLS, [])
 
 
@@ -100,18 +96,28 @@ def test_a_cell_that_fails_is_tried_again_and_shown(tmp_path: Path) -> None:
     assert "trying once more" in job.stdout
 
 
-def test_bad_input_is_one_line(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = {
-        "--matrix nosuch: unknown": ["--matrix", "nosuch"],
-        "unknown key 'speed'": ["--matrix", "debug", "--set", "speed=1"],
-        "no cell can run": ["--matrix", "debug", "--set", f"output={tmp_path}", "--set", _absent_run(tmp_path)],
-        "gpus: the matrix asks for 64 GPUs": ["--matrix", "debug", "--set", "gpus=64"],
-    }
-    for message, words in cases.items():
-        assert benchmark.main(words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        assert message in line
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("--matrix nosuch: unknown", ["--matrix", "nosuch"]),
+        ("unknown key 'speed'", ["--matrix", "debug", "--set", "speed=1"]),
+        ("gpus: the matrix asks for 64 GPUs", ["--matrix", "debug", "--set", "gpus=64"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    message: str, words: list[str], local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_matrix_of_runs_that_are_not_there(tmp_path: Path) -> None:
+    overrides = (f"output={tmp_path}", _absent_run(tmp_path))
+    job = run_job("benchmark", overrides, cwd=tmp_path, flag="--matrix")
+    assert job.returncode == 2
+    assert "no cell can run" in job.stderr.splitlines()[-1]
 
 
 def _absent_run(folder: Path) -> str:
