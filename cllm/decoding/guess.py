@@ -17,7 +17,7 @@ class Guesser:
     """Guesses the token at a position of one request: a pure function of (kind, prompt, seed, position).
 
     Args:
-        kind: prompt: a random token of the prompt (paper, algorithm 1); pad: `pad_id`; last: the token before it.
+        kind: prompt: a random token of the prompt (paper, algorithm 1); pad: `pad_id`.
     """
 
     def __init__(self, kind: GuessKind, prompt_ids: tuple[int, ...], pad_id: int, seed: int) -> None:
@@ -26,11 +26,9 @@ class Guesser:
         self.pad_id = pad_id
         self.seed = seed
 
-    def guess(self, start: int, count: int, last: int) -> list[int]:
-        """Tokens for positions start .. start+count-1; `last` is the token at start-1."""
+    def guess(self, start: int, count: int) -> list[int]:
+        """Tokens for positions start .. start+count-1."""
         if self.kind == "pad":
             return [self.pad_id] * count
-        if self.kind == "last":
-            return [last] * count
         size = len(self.prompt_ids)
         return [self.prompt_ids[_hash(self.seed, position) % size] for position in range(start, start + count)]

@@ -166,8 +166,7 @@ class _LookaheadRow:
         filled = []
         for number, level in enumerate(levels):
             start = self.seed_position + number + len(level)
-            last = level[-1] if level else self.tokens[-1]
-            filled.append(level + self._guesser.guess(start, self.branches.window - len(level), last))
+            filled.append(level + self._guesser.guess(start, self.branches.window - len(level)))
         filled[0][0] = self.tokens[-1]
         return filled
 

@@ -42,7 +42,7 @@ def jacobi_trajectories(
     trajectories = []
     end = len(prefix) + request.max_new_tokens
     while len(prefix) < end:
-        states = [guesser.guess(len(prefix), block_size, prefix[-1])]
+        states = [guesser.guess(len(prefix), block_size)]
         while len(states) < 2 or states[-1] != states[-2]:
             states.append(next_tokens(model, prefix + states[-1][:-1], block_size, request.sampling))
         trajectories.append(BlockTrajectory(tuple(map(tuple, states[:-1]))))

@@ -86,7 +86,7 @@ class Row:
 
     def _open_block(self) -> None:
         """Start a window of `block_size` unknown tokens from guesses alone."""
-        guesses = self.guesser.guess(len(self._tokens), self.block_size, self._tokens[-1])
+        guesses = self.guesser.guess(len(self._tokens), self.block_size)
         self._block_start = len(self._tokens)
         self._states = [tuple(guesses)] if self._record else []
         self._guesses = guesses[:-1]  # the last token of a state is predicted, never fed
@@ -95,7 +95,7 @@ class Row:
         if self.refill == "sliding":
             missing = self.block_size - 1 - len(carried)
             start = len(self._tokens) + len(carried)
-            self._guesses = carried + self.guesser.guess(start, missing, (carried or self._tokens)[-1])
+            self._guesses = carried + self.guesser.guess(start, missing)
         elif carried:
             self._guesses = carried[:-1]
         else:

@@ -28,12 +28,25 @@ from cllm.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one step did: rows decoded, their window, tokens committed to them, milliseconds since the step before."""
+    """What one step did.
+
+    Attributes:
+        rows: decoded.
+        window: of these rows; where the engine does not tell, the widest it may have been.
+        accepted: tokens committed to them.
+        milliseconds: since the step before.
+        unfinished: requests in the engine after it.
+        waiting: of these, those without a row; None: the engine does not tell.
+        cache_used: share of the cache that holds running requests after it; None: the engine does not tell.
+    """
 
     rows: int
     window: int
     accepted: int
     milliseconds: float
+    unfinished: int
+    waiting: int | None
+    cache_used: float | None
 
 
 class Engine:
@@ -101,10 +114,7 @@ class Engine:
             InputError: it is longer than the context or the cache, a token is not in the vocabulary, or it has stop
                 strings and the engine no tokenizer.
         """
-        vocab_size = self.model.shape.vocab_size
-        for token in (*request.prompt_ids, *request.sampling.stop_token_ids):
-            if not 0 <= token < vocab_size:
-                raise InputError(f"token {token} is not in the vocabulary of {vocab_size}")
+        check_vocabulary(request, self.model.shape.vocab_size)
         key = self._next_key
         recorder = self._recorder(request) if self.config.record else None
         sequence = Sequence(key, request, self.eos_ids, recorder, self._stop_finder(request))
@@ -155,6 +165,12 @@ class Engine:
     def generate(self, requests: Many[DecodeRequest]) -> list[DecodeResult]:
         """Decode all requests; results in their order."""
         return run_to_end(self, [self.add(request) for request in requests], self.step)
+
+    def check(self) -> None:
+        """Raise what ended the engine without a step telling: nothing, for it depends on no other process."""
+
+    def close(self) -> None:
+        """End the processes that the engine depends on: none."""
 
     def sequence(self, key: int) -> Sequence:
         """An unfinished request."""
@@ -230,15 +246,14 @@ class Engine:
         return Guesser(self.config.guess, request.prompt_ids, self.pad_id, request.sampling.seed)
 
     def _recorder(self, request: DecodeRequest) -> Recorder:
-        start, last = len(request.prompt_ids), request.prompt_ids[-1]
-        return Recorder(self._guesser(request), self.config.window, start, last)
+        return Recorder(self._guesser(request), self.config.window, len(request.prompt_ids))
 
     def _entry(self, sequence: Sequence) -> Entry:
         """What the device is to know of a sequence that gets a slot, for the first time or again."""
         known, n = len(sequence.tokens), self.config.window
         carried = sequence.recorder.carried() if sequence.recorder else []
         start = known + len(carried)
-        fresh = self._guesser(sequence.request).guess(start, sequence.max_length + n - start, sequence.tokens[-1])
+        fresh = self._guesser(sequence.request).guess(start, sequence.max_length + n - start)
         if self.config.refill == "sliding":
             return Entry(sequence, fresh)
         offset = (known - sequence.num_prompt) % n
@@ -247,8 +262,24 @@ class Engine:
     def _note_step(self, launched: Launched, commits: Many[Commit]) -> None:
         now = time.perf_counter()
         accepted = sum(len(commit.token_ids) for commit in commits)
-        self.last_step = StepStats(len(launched.rows), launched.width, accepted, 1000 * (now - self._read_at))
+        pool = self.scheduler.pool
+        self.last_step = StepStats(
+            rows=len(launched.rows),
+            window=launched.width,
+            accepted=accepted,
+            milliseconds=1000 * (now - self._read_at),
+            unfinished=self.num_unfinished,
+            waiting=len(self.scheduler.waiting),
+            cache_used=1 - pool.num_available / (pool.num_blocks - 1),
+        )
         self._read_at = now
+
+
+def check_vocabulary(request: DecodeRequest, size: int) -> None:
+    """Raise InputError for a token of the request that a model with `size` embeddings does not know."""
+    for token in (*request.prompt_ids, *request.sampling.stop_token_ids):
+        if not 0 <= token < size:
+            raise InputError(f"token {token} is not in the vocabulary of {size}")
 
 
 def run_to_end(engine: Engine, keys: Many[int], step: Callable[[], object]) -> list[DecodeResult]:
@@ -275,7 +306,5 @@ def _logprobs(found: Logprobs | None, place: int, row: Sequence, count: int) -> 
 def _check(config: EngineConfig, model: DecoderModel) -> None:
     if config.record and (config.refill != "block" or config.policy != "fixed"):
         raise InputError("record: trajectories need refill 'block' and policy 'fixed'")
-    if config.guess == "last":
-        raise InputError("guess: the engine lays guesses out beforehand, so they cannot be 'last'; use prompt or pad")
     if config.max_tokens > model.shape.max_positions:
         raise InputError(f"max_tokens={config.max_tokens} exceeds the model's {model.shape.max_positions} positions")

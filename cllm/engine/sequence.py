@@ -10,13 +10,13 @@ from cllm.engine.detokenize import StreamDecoder
 class Recorder:
     """Writes down the Jacobi trajectory of each block (refill block; paper section 3.1)."""
 
-    def __init__(self, guesser: Guesser, block_size: int, start: int, last: int) -> None:
+    def __init__(self, guesser: Guesser, block_size: int, start: int) -> None:
         self.guesser = guesser
         self.block_size = block_size
         self.blocks: list[BlockTrajectory] = []
         self._start = self._known = start
         self._states: list[tuple[int, ...]] = []
-        self._open(start, last)
+        self._open(start)
 
     def note(self, predictions: Tokens[int], num_known: int, *, finished: bool) -> None:
         """One forward pass: predictions for the block's unknown tokens; `num_known` of the sequence's are known now."""
@@ -28,15 +28,15 @@ class Recorder:
         if converged or finished:
             self.blocks.append(BlockTrajectory(tuple(self._states)))
         if converged and not finished:
-            self._open(num_known, self._states[-1][-1])
+            self._open(num_known)
 
     def carried(self) -> list[int]:
         """The guesses for the block's unknown tokens, as the last forward pass left them."""
         return list(self._states[-1][self._known - self._start :])
 
-    def _open(self, start: int, last: int) -> None:
+    def _open(self, start: int) -> None:
         self._start = self._known = start
-        self._states = [tuple(self.guesser.guess(start, self.block_size, last))]
+        self._states = [tuple(self.guesser.guess(start, self.block_size))]
 
 
 class Sequence:

@@ -54,7 +54,7 @@ class Refiner:
         end = span.start + len(state)
         refill: tuple[int, ...] = ()
         if end < len(document.response_ids):
-            refill = self.guess.tokens(document.prompt_ids, document.response_ids, end, self.seed)
+            refill = self.guess.tokens(document.prompt_ids, end, self.seed)
         new = make_span(document.response_ids, span.start, state + refill, (), local=False)
         return None if new is None else Span(new.start, new.tokens[: len(state)])
 

@@ -23,11 +23,10 @@ class WindowGuess:
     block_size: int
     pad_id: int
 
-    def tokens(self, prompt_ids: State, response_ids: State, start: int, seed: int) -> State:
+    def tokens(self, prompt_ids: State, start: int, seed: int) -> State:
         """Guesses for the response tokens from `start` on."""
         guesser = Guesser(self.kind, prompt_ids, self.pad_id, seed)
-        last = response_ids[start - 1] if start else prompt_ids[-1]
-        return tuple(guesser.guess(len(prompt_ids) + start, self.block_size, last))
+        return tuple(guesser.guess(len(prompt_ids) + start, self.block_size))
 
 
 class DocumentSource(Protocol):
@@ -107,7 +106,7 @@ def draw_guessed_spans(row: Trajectory, per_block: int, guess: WindowGuess, rng:
         # Every response is decoded from its start, so half of the tilings begin there.
         first = rng.choice((0, rng.randrange(guess.block_size)))
         for start in range(first, len(row.response_ids) - 1, guess.block_size):
-            noisy = guess.tokens(row.prompt_ids, row.response_ids, start, rng.getrandbits(32))
+            noisy = guess.tokens(row.prompt_ids, start, rng.getrandbits(32))
             span = make_span(row.response_ids, start, noisy, (), local=False)
             if span is not None:
                 spans.append(span)

@@ -42,7 +42,7 @@ def batches(draw):
     requests=batches(),
     n=st.sampled_from([1, 2, 3, 5, 8, 16, 33]),
     refill=st.sampled_from(REFILLS),
-    guess=st.sampled_from(["prompt", "pad", "last"]),
+    guess=st.sampled_from(["prompt", "pad"]),
     batch_size=st.sampled_from([None, 1, 2, 3]),
 )
 def test_any_batch_equals_autoregressive(model_seed, requests, n, refill, guess, batch_size):
@@ -71,13 +71,13 @@ def test_block_size_one_is_one_forward_per_token():
 
 
 def test_a_perfect_guess_commits_whole_windows():
-    """A model that repeats its input forever agrees with the guess "last", so each forward commits a full window."""
+    """A model that repeats its input agrees with guesses from a prompt of one token: each forward commits a window."""
     model = tiny_model(0)
     with torch.no_grad():
         model.model.layers = torch.nn.ModuleList()
         model.config.num_hidden_layers = 0
         model.lm_head.weight.copy_(model.model.embed_tokens.weight)
-    result = make_decoder(model, 8, guess="last").generate([DecodeRequest((7,), 24)])[0]
+    result = make_decoder(model, 8, guess="prompt").generate([DecodeRequest((7,), 24)])[0]
     assert result.token_ids == (7,) * 24
     assert result.accepted == (8, 8, 8)
 

@@ -195,7 +195,6 @@ def test_bad_request_is_refused_and_harms_no_other(request_, message):
     ("settings_", "message"),
     [
         ({"record": True}, "refill 'block'"),
-        ({"guess": "last"}, "guess"),
         ({"max_tokens": 257}, "256 positions"),
         ({"num_blocks": 1}, "num_blocks"),
     ],

@@ -64,7 +64,7 @@ def test_counts_of_a_response_of_two_blocks() -> None:
 def test_counts_agree_with_the_decoder(seed: int, n: int) -> None:
     """What is read off the states is what the decoder says that it committed, ends inside blocks included."""
     decoder = JacobiDecoder(
-        tiny_model(seed), block_size=n, refill="block", eos_ids=[EOS], pad_id=PAD, record=True, guess="last"
+        tiny_model(seed), block_size=n, refill="block", eos_ids=[EOS], pad_id=PAD, record=True, guess="prompt"
     )
     requests = [DecodeRequest((3, 9, 4), 21), DecodeRequest((8,), 30), DecodeRequest((5, 6, 5, 6), 7)]
     for result in decoder.generate(requests):

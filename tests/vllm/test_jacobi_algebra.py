@@ -102,7 +102,7 @@ def test_windows_of_any_width_give_the_greedy_answer_and_lose_no_guess(model: Pr
             latest[row] |= {len(before[row]) + i: token for i, token in enumerate(predictions)}
             start, guesser = len(flat.tokens[row]), Guesser("prompt", prompt, 0, 0)
             places = range(start, start + WINDOW - 1)
-            wanted = [latest[row].get(p, guesser.guess(p, 1, 0)[0]) for p in places]
+            wanted = [latest[row].get(p, guesser.guess(p, 1)[0]) for p in places]
             assert flat.drafts_SG[slot].tolist() == wanted
     for row, request in enumerate(_plain_requests()):
         answer = flat.tokens[row][len(request.prompt_ids) :]
@@ -126,7 +126,7 @@ def test_prompt_guesses_are_those_of_the_guesser(seed: int) -> None:
     found = prompt_guesses_BG(
         table_SL, torch.tensor([len(prompt)]), torch.tensor([2]), torch.tensor([seed]), positions_BG
     )
-    wanted = [Guesser("prompt", prompt, 0, seed).guess(p, 1, 0)[0] for p in positions_BG[0].tolist()]
+    wanted = [Guesser("prompt", prompt, 0, seed).guess(p, 1)[0] for p in positions_BG[0].tolist()]
     assert found.tolist() == [wanted]
 
 

@@ -89,7 +89,7 @@ def expected_steps(model: PreTrainedModel, prompt: tuple[int, ...], count: int, 
     while len(tokens) < len(prompt) + count:
         start = len(tokens)
         places = range(start, start + GUESSES)
-        guesses = [known.get(p, guesser.guess(p, 1, 0)[0]) for p in places]
+        guesses = [known.get(p, guesser.guess(p, 1)[0]) for p in places]
         predictions = [predict((*tokens, *guesses[:i])) for i in range(GUESSES + 1)]
         held = next((i for i in range(GUESSES) if guesses[i] != predictions[i]), GUESSES)
         known |= {start + i: token for i, token in enumerate(predictions)}
