@@ -223,6 +223,7 @@ class Recipe(Config):
 
     name: str
     output: str  # root folder of the run's artefacts (shared storage on a cluster)
+    storage: str | None = None  # URI where finished stages are copied to (`cllm.storage`); None: nowhere
     seed: int = 0
     task: TaskConfig
     prompts: PromptConfig = PromptConfig()
@@ -244,8 +245,17 @@ class Recipe(Config):
     @classmethod
     def _output_is_a_folder(cls, output: str) -> str:
         if "://" in output:
-            raise ValueError("output is a folder; mount a bucket's contents, or use shared storage such as NFS")
+            raise ValueError("output is a folder; for copies of finished stages in a bucket, set storage")
         return output
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_uri_without_credentials(cls, storage: str | None) -> str | None:
+        if storage is not None and "://" not in storage:
+            raise ValueError("storage is a URI: s3://bucket/prefix, gs://bucket/prefix or file:///folder")
+        if storage is not None and "@" in storage.partition("://")[2].partition("/")[0]:
+            raise ValueError("credentials belong into the environment: recipes are kept beside their results")
+        return storage
 
     @model_validator(mode="after")
     def _muon_trains_on_one_gpu(self) -> "Recipe":

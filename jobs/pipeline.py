@@ -2,8 +2,9 @@
 
     python jobs/pipeline.py --recipe demo
 
-A stage whose output is there and valid is skipped, so a run that was interrupted goes on where it stopped. The last
-line is one JSON document.
+A stage whose output is there and valid is skipped, so a run that was interrupted goes on where it stopped. With
+`--set storage=s3://bucket/run` finished outputs are copied there, and a run on another machine goes on from them. The
+last line is one JSON document.
 """
 
 import argparse

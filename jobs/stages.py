@@ -1,7 +1,8 @@
 """The stages of a run: what each is made from, and so when its output can be kept.
 
 A stage's inputs are the parts of the recipe that decide its output, those of the stages before it included. Resources
-are not among them: the same rows come from one machine and from many.
+are not among them: the same rows come from one machine and from many. Nor is the storage, where finished outputs are
+copied to and, where they are missing here, taken from.
 """
 
 from collections.abc import Callable
@@ -14,28 +15,57 @@ from cllm.config import Config
 from cllm.errors import InputError
 from cllm.layout import RunLayout
 from cllm.recipe import Recipe
+from cllm.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One output folder: its kind, the job that makes it, its place, and the inputs that its manifest records."""
+    """One output folder: its kind, the job that makes it, its place, and the inputs that its manifest records.
+
+    `storage` is the URI of the run's copies; None: it has none.
+    """
 
     kind: str
     job: str
     path: Path
     inputs: dict[str, Any]
+    storage: str | None = None
 
     @property
     def is_current(self) -> bool:
         return is_current(self.path, self.kind, self.inputs)
 
+    def fetch(self) -> None:
+        """Take the output from the storage, if it is not valid here and finished there.
+
+        Raises:
+            InputError: the storage cannot be read, or its copy is damaged.
+        """
+        if self.storage is None or self.is_current:
+            return
+        storage = Storage.open(self.storage)
+        manifest = storage.manifest(self.path.name, self.kind)
+        if manifest is not None and input_difference(manifest, self.inputs) is None:
+            print(f"== {self.kind}: fetching {self.path.name} from {self.storage}", flush=True)
+            storage.get(self.path, manifest)
+
+    def publish(self) -> None:
+        """Copy the finished output to the storage, unless it is there.
+
+        Raises:
+            InputError: the output is not finished, or the storage cannot be written.
+        """
+        if self.storage is not None and Storage.open(self.storage).put(self.path, self.kind):
+            print(f"== {self.kind}: copied to {self.storage}", flush=True)
+
     def require(self) -> None:
-        """Check that a stage may build on this output.
+        """Check that a stage may build on this output, after fetching it where it is only in the storage.
 
         Raises:
             InputError: it is missing, damaged, or left over from another recipe (the first key that differs is named);
-                with the job to run.
+                with the job to run. Or as `fetch`.
         """
+        self.fetch()
         try:
             manifest = read_manifest(self.path, self.kind)
         except InputError as error:
@@ -59,22 +89,22 @@ def prepare(recipe: Recipe) -> Stage:
         "prompts": _plain(recipe.prompts),
         "tokenizer": tokenizer,
     }
-    return Stage("prompts", "prepare", RunLayout.of(recipe).prompts, inputs)
+    return Stage("prompts", "prepare", RunLayout.of(recipe).prompts, inputs, recipe.storage)
 
 
 def finetune(recipe: Recipe) -> Stage:
     inputs = prepare(recipe).inputs | {"teacher": _plain(recipe.teacher), "finetune": _plain(recipe.finetune)}
-    return Stage("teacher", "finetune", RunLayout.of(recipe).finetuned, inputs)
+    return Stage("teacher", "finetune", RunLayout.of(recipe).finetuned, inputs, recipe.storage)
 
 
 def collect(recipe: Recipe) -> Stage:
     inputs = finetune(recipe).inputs | {"collect": _plain(recipe.collect)}
-    return Stage("trajectories", "collect", RunLayout.of(recipe).trajectories, inputs)
+    return Stage("trajectories", "collect", RunLayout.of(recipe).trajectories, inputs, recipe.storage)
 
 
 def train(recipe: Recipe) -> Stage:
     inputs = collect(recipe).inputs | {"train": _plain(recipe.train)}
-    return Stage("student", "train", RunLayout.of(recipe).student, inputs)
+    return Stage("student", "train", RunLayout.of(recipe).student, inputs, recipe.storage)
 
 
 def draft(recipe: Recipe) -> Stage:
@@ -89,25 +119,27 @@ def medusa(recipe: Recipe) -> Stage:
 
 def evaluate(recipe: Recipe) -> Stage:
     inputs = train(recipe).inputs | {"evaluate": _plain(recipe.evaluate)}
-    return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs)
+    return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs, recipe.storage)
 
 
 def bench(recipe: Recipe) -> Stage:
     """Measurements of distillation itself; no other stage reads them."""
-    return Stage("bench", "bench_distill", RunLayout.of(recipe).bench, train(recipe).inputs)
+    return Stage("bench", "bench_distill", RunLayout.of(recipe).bench, train(recipe).inputs, recipe.storage)
 
 
 def skip_if_current(stage: Stage, make: Callable[[], None]) -> None:
-    """Make the stage's output, unless it is there and valid."""
+    """Make the stage's output, unless it is valid here or in the run's storage, and keep a copy in the storage."""
+    stage.fetch()
     if stage.is_current:
         print(f"== {stage.kind}: up to date in {stage.path}", flush=True)
-        return
-    make()
+    else:
+        make()
+    stage.publish()
 
 
 def _baseline(kind: str, recipe: Recipe, path: Path, section: Config | None) -> Stage:
     inputs = collect(recipe).inputs | {kind: _plain(section)}
-    return Stage(kind, "baselines", path, inputs)
+    return Stage(kind, "baselines", path, inputs, recipe.storage)
 
 
 def _plain(config: Any) -> Any:
