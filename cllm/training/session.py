@@ -98,8 +98,12 @@ def finetune_session(recipe: Recipe, worker: Worker) -> Session:
     return Session(trainer, validation, config.validate_every, None, tokenizer)
 
 
-def distill_session(recipe: Recipe, worker: Worker) -> Session:
-    """Consistency distillation of the teacher into a CLLM."""
+def distill_session(recipe: Recipe, worker: Worker, seed: int | None = None) -> Session:
+    """Consistency distillation of the teacher into a CLLM.
+
+    Args:
+        seed: of the order of documents and of the draws of their states; None: the recipe's.
+    """
     config, layout = recipe.train, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
     rows = read_trajectories(recipe, states=config.loss.states == "trajectory")
@@ -109,17 +113,18 @@ def distill_session(recipe: Recipe, worker: Worker) -> Session:
     peft = None if config.lora is None else _with_adapters(model, config.lora)
     guess = WindowGuess(recipe.collect.guess, recipe.collect.block_size, pad_token_id(tokenizer))
     iterations = config.loss.on_policy_iterations
-    documents = partial(trajectory_documents, recipe=recipe, guess=guess)
+    drawing = recipe if seed is None else recipe.model_copy(update={"seed": seed})
+    documents = partial(trajectory_documents, recipe=drawing, guess=guess)
     held_out, train_rows = hold_out(rows, HELD_OUT_SHARE if config.validate_every else 0.0)
     trainer = Trainer(
         PackedObjective(model, config.loss.divergence),
-        RowStream(documents(train_rows), config.optim.row_tokens, recipe.seed),
+        RowStream(documents(train_rows), config.optim.row_tokens, drawing.seed),
         config.optim,
         ar_weight=config.loss.ar_weight,
         dtype=resolve_training_dtype(config.precision, worker.device),
         pad_id=pad_token_id(tokenizer),
         worker=worker,
-        refiner=Refiner(iterations, guess, recipe.seed) if iterations else None,
+        refiner=Refiner(iterations, guess, drawing.seed) if iterations else None,
         compile_layers=recipe.resources.compile,
     )
     validation: Sequence[RowOfDocuments] = []

@@ -1,0 +1,1 @@
+"""Ablations: many students of one run, and which of its settings matter."""
