@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,9 +22,10 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from cllm.bench.matrices import MATRICES, get_matrix
-from cllm.bench.matrix import Cell, MatrixRecipe, Plan, Platform, plan
+from cllm.bench.matrix import Cell, MatrixRecipe, Platform, RunKey
 from cllm.bench.matrix_results import (
     CellRecord,
     CellResult,
@@ -33,9 +35,10 @@ from cllm.bench.matrix_results import (
     write_results,
 )
 from cllm.bench.measure import Workbench
+from cllm.bench.plan import Plan, plan
+from cllm.bench.prompts import Run
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
-from cllm.recipe import Recipe
 from cllm.report.benchmark import write_report
 from jobs.cli import exit_code_of, print_last_line_json, stage
 from jobs.cluster import start
@@ -44,6 +47,7 @@ from jobs.pool import exclusive, exclusive_places
 
 MAX_ATTEMPTS = 2
 EXIT_CELLS_FAILED = 1
+CLOSE_SECONDS = 60.0  # for a worker to give its memory back
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,7 +146,7 @@ class CellWorker:
         self.command = command
         self.workbench = Workbench()
 
-    def measure(self, cell: Cell, recipe: Recipe) -> tuple[CellResult, dict[str, Any]]:
+    def measure(self, cell: Cell, run: Run) -> tuple[CellResult, dict[str, Any]]:
         """The result, and where it is from.
 
         Raises:
@@ -151,8 +155,12 @@ class CellWorker:
         here = Platform.here().for_engine(cell.engine)
         if here != cell.platform:
             raise InputError(f"planned for {cell.platform}, this machine is {here}: measure each kind by itself")
-        figures = self.workbench.measure(cell, recipe)
+        figures = self.workbench.measure(cell, run)
         return CellResult.from_data(figures, where=cell.title), collect_provenance(self.command)
+
+    def close(self) -> None:
+        """Before the worker is killed: vLLM's processes would outlive it and keep the GPU."""
+        self.workbench.close()
 
 
 @dataclass(slots=True)
@@ -161,7 +169,7 @@ class Lane:
 
     cells: deque[Cell]
     matrix: MatrixRecipe
-    runs: Mapping[str, Recipe]
+    runs: Mapping[RunKey, Run]
     attempt: int = 1
     since: float = 0.0
     worker: Any = None
@@ -171,7 +179,7 @@ class Lane:
         if self.worker is None:
             self.worker = CellWorker.options(**exclusive(self.matrix.gpus)).remote(self.matrix, sys.argv)  # type: ignore[attr-defined]
         self.since = time.monotonic()
-        return self.worker.measure.remote(self.cells[0], self.runs[self.cells[0].run])
+        return self.worker.measure.remote(self.cells[0], self.runs[self.cells[0].run_key])
 
     def finish(self, ref: "ray.ObjectRef[Any]") -> CellRecord | None:
         """The record of the first cell, which is then done with; None if it is to be tried again."""
@@ -194,11 +202,13 @@ class Lane:
 
     def close(self) -> None:
         if self.worker is not None:
+            with suppress(RayError):  # GetTimeoutError is one
+                ray.get(self.worker.close.remote(), timeout=CLOSE_SECONDS)
             ray.kill(self.worker)
             self.worker = None
 
 
-def measure_all(todo: Sequence[Cell], runs: Mapping[str, Recipe], matrix: MatrixRecipe) -> None:
+def measure_all(todo: Sequence[Cell], runs: Mapping[RunKey, Run], matrix: MatrixRecipe) -> None:
     """Measure cells in as many lanes as there are devices, and write a record for each as soon as it is there."""
     groups = deque(deque(cells) for _, cells in groupby(todo, key=lambda cell: cell.group))
     places = exclusive_places(matrix.gpus)
@@ -242,7 +252,8 @@ def outcome(record: CellRecord) -> str:
     result = record.result
     if result is None:
         return f"failed: {record.error}"
-    return f"{median(result.tokens_per_s):,.0f} tokens/s, {result.tpf:.2f} tokens/forward, {fmean(result.scores):.1%}"
+    score = f", {fmean(result.scores):.1%}" if result.scores else ""
+    return f"{median(result.tokens_per_s):,.0f} tokens/s, {result.tpf:.2f} tokens/forward{score}"
 
 
 def last_line(error: BaseException) -> str:

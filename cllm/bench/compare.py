@@ -4,16 +4,17 @@ Cells are timed one after the other, so a ratio of two speeds carries the spread
 repeat of one over the fastest of the other, and the reverse. Scores are compared prompt by prompt.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from cllm.bench.matrix import Cell
+from cllm.bench.matrix import Cell, LoadConfig
 from cllm.bench.matrix_results import CellRecord, CellResult
 from cllm.bench.methods import VllmMethod
 from cllm.config import digest
 from cllm.evaluation.metrics import Estimate, accuracy, paired_difference
-from cllm.evaluation.subject import SUBJECTS
+from cllm.evaluation.subject import SUBJECTS, SubjectName
 
 _KINDS = ("ar", "jacobi", "lookahead", "transformers", "vllm")
 
@@ -28,7 +29,7 @@ class Ratio:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the repeats do not tell which of the two is faster."""
+        """Whether the ranges of the two overlap, so that the repeats do not tell which is faster."""
         return self.low <= 1 <= self.high and self.low < self.high
 
 
@@ -37,9 +38,13 @@ class Row:
     """A finished cell and what it is compared with; None where the other cell is not there.
 
     Attributes:
+        accuracy: with its 95% interval; None where nothing was scored.
+        tokens_per_s: median, slowest and fastest repeat.
+        joules: for a new token; median, lowest and highest repeat.
         speedup: over AR of the same engine with the same model and load.
-        over_vllm: over vLLM's AR decoding.
+        over_vllm: over vLLM's AR decoding of the same model.
         over_transformers: over `generate` of transformers, which is what the papers compare with.
+        joules_over_ar: energy of a token over that of AR, same engine, model and load.
         identical: share of responses with the same tokens as our AR decoding of the same model.
         minus_teacher: paired difference of the scores to those of the teacher by AR.
         floor_share: tokens a second over those of AR steps that take as long as copying the weights.
@@ -47,11 +52,13 @@ class Row:
 
     cell: Cell
     result: CellResult
-    accuracy: Estimate
+    accuracy: Estimate | None
     tokens_per_s: Estimate
+    joules: Estimate | None
     speedup: Ratio | None
     over_vllm: Ratio | None
     over_transformers: Ratio | None
+    joules_over_ar: Ratio | None
     identical: float | None
     minus_teacher: Estimate | None
     floor_share: float
@@ -62,12 +69,32 @@ class Row:
         difference = self.minus_teacher
         return difference is not None and not difference.low <= 0 <= difference.high
 
+    @property
+    def group(self) -> str:
+        """Rows of one group answer the same prompts in the same way on the same device."""
+        platform, load = self.cell.platform, self.cell.load
+        threads = f", {platform.threads} threads" if platform.threads else ""
+        sampling = f", {sampling_text(load)}" if load.temperature else ""
+        return f"{self.cell.run}, {self.cell.task}, {platform.device}{threads}{sampling}"
+
 
 def compare(records: Sequence[CellRecord]) -> list[Row]:
-    """A row for every finished record: by run, device, model, requests in flight and method."""
-    finished = [(record.cell, record.result) for record in records if record.result is not None]
+    """A row for every finished record but superseded ones: by run, task, device, model, load and method."""
+    finished = [(record.cell, record.result) for record in newest(records) if record.result is not None]
     baselines = _Baselines(finished)
     return [_row(cell, result, baselines) for cell, result in sorted(finished, key=lambda pair: _place(pair[0]))]
+
+
+def newest(records: Sequence[CellRecord]) -> list[CellRecord]:
+    """The finished records, without those that a later measurement replaces.
+
+    A folder keeps the cells of weights, prompts, loads and versions that are no longer the run's. Beside the new ones
+    they would look like the same measurement with another outcome.
+    """
+    in_time = sorted((record for record in records if record.result is not None), key=_time)
+    current = {_subject(record.cell): _state(record.cell) for record in in_time}
+    kept = [record for record in in_time if _state(record.cell) == current[_subject(record.cell)]]
+    return list({_measured(record.cell): record for record in kept}.values())
 
 
 def speed_ratio(speeds: Sequence[float], baseline: Sequence[float]) -> Ratio:
@@ -76,32 +103,61 @@ def speed_ratio(speeds: Sequence[float], baseline: Sequence[float]) -> Ratio:
     return Ratio(value, min(speeds) / max(baseline), max(speeds) / min(baseline))
 
 
+def chance_apart(repeats: int, baseline: int) -> float:
+    """How often the repeats of two equal speeds do not overlap, so that chance looks like a difference.
+
+    All orders of the repeats are equally likely then, and in two of them one side lies wholly above the other.
+    """
+    return 2 / math.comb(repeats + baseline, repeats)
+
+
+def sampling_text(load: LoadConfig) -> str:
+    return "greedy" if load.temperature == 0 else f"temperature {load.temperature:g}, top-p {load.top_p:g}"
+
+
+def _time(record: CellRecord) -> str:
+    return str(record.provenance.get("time", ""))
+
+
+def _subject(cell: Cell) -> tuple[object, ...]:
+    """What measurements of one model have in common, whenever they were made."""
+    return *_where(cell), cell.model, cell.load.temperature, cell.load.top_p
+
+
+def _state(cell: Cell) -> tuple[str, str, str]:
+    return cell.weights, cell.data, _load(cell)
+
+
+def _measured(cell: Cell) -> tuple[object, ...]:
+    return *_subject(cell), cell.method.label, cell.concurrency, cell.seed
+
+
+def _where(cell: Cell) -> tuple[str, str, str, int]:
+    return cell.run, cell.task, cell.platform.device, cell.platform.threads
+
+
+def _load(cell: Cell) -> str:
+    return digest(cell.load.model_dump(mode="json"))
+
+
 class _Baselines:
     """Results by what a comparison needs to be the same."""
 
     def __init__(self, finished: Sequence[tuple[Cell, CellResult]]) -> None:
         self._results = {self._name(cell, cell.model, _baseline_name(cell)): result for cell, result in finished}
 
-    def find(self, cell: Cell, name: str, model: str | None = None) -> CellResult | None:
+    def find(self, cell: Cell, name: str, model: SubjectName | None = None) -> CellResult | None:
         return self._results.get(self._name(cell, model or cell.model, name))
 
     @staticmethod
-    def _name(cell: Cell, model: str, name: str) -> tuple[object, ...]:
-        load = digest(cell.load.model_dump(mode="json"))
-        return cell.run, cell.data, cell.platform.device, load, cell.seed, cell.concurrency, model, name
+    def _name(cell: Cell, model: SubjectName, name: str) -> tuple[object, ...]:
+        return *_where(cell), cell.data, _load(cell), cell.seed, cell.concurrency, model, name
 
 
 def _place(cell: Cell) -> tuple[object, ...]:
     kind = _KINDS.index(cell.method.kind)
-    return (
-        cell.run,
-        cell.platform.device,
-        SUBJECTS.index(cell.model),
-        cell.concurrency,
-        kind,
-        cell.method.label,
-        cell.seed,
-    )
+    order = SUBJECTS.index(cell.model), cell.concurrency, kind, cell.method.label, cell.seed
+    return *_where(cell), cell.load.temperature, cell.load.top_p, *order
 
 
 def _baseline_name(cell: Cell) -> str:
@@ -112,30 +168,47 @@ def _baseline_name(cell: Cell) -> str:
 
 
 def _row(cell: Cell, result: CellResult, baselines: _Baselines) -> Row:
-    speeds = result.tokens_per_s
-    middle = median(speeds)
     ar = baselines.find(cell, "ar")
     vllm, generate = baselines.find(cell, "vllm"), baselines.find(cell, "transformers")
     teacher = baselines.find(cell, "ar", "teacher")
     same_engine = vllm if cell.engine == "vllm" else ar
+    speed = _middle(result.tokens_per_s)
     return Row(
         cell=cell,
         result=result,
-        accuracy=accuracy(result.scores),
-        tokens_per_s=Estimate(middle, min(speeds), max(speeds)),
+        accuracy=accuracy(result.scores) if result.scores else None,
+        tokens_per_s=speed,
+        joules=_middle(result.energy_j) if result.energy_j else None,
         speedup=_over(result, same_engine),
         over_vllm=_over(result, vllm),
         over_transformers=_over(result, generate),
+        joules_over_ar=_energy_over(result, same_engine),
         identical=_identical(result, ar),
-        minus_teacher=None if teacher in (None, result) else paired_difference(result.scores, teacher.scores),
-        floor_share=middle * result.floor_ms / 1000 / cell.concurrency,
+        minus_teacher=_minus(result, teacher),
+        floor_share=speed.mean * result.floor_ms / 1000 / cell.concurrency,
     )
+
+
+def _middle(repeats: Sequence[float]) -> Estimate:
+    return Estimate(median(repeats), min(repeats), max(repeats))
 
 
 def _over(result: CellResult, baseline: CellResult | None) -> Ratio | None:
     if baseline is result:
         return Ratio(1, 1, 1)
     return None if baseline is None else speed_ratio(result.tokens_per_s, baseline.tokens_per_s)
+
+
+def _energy_over(result: CellResult, baseline: CellResult | None) -> Ratio | None:
+    if baseline is None or not result.energy_j or not baseline.energy_j:
+        return None
+    return Ratio(1, 1, 1) if baseline is result else speed_ratio(result.energy_j, baseline.energy_j)
+
+
+def _minus(result: CellResult, teacher: CellResult | None) -> Estimate | None:
+    if teacher is None or teacher is result or not result.scores or not teacher.scores:
+        return None
+    return paired_difference(result.scores, teacher.scores)
 
 
 def _identical(result: CellResult, ar: CellResult | None) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cllm.artifacts import write_atomic
 from cllm.bench.matrix import Cell, MatrixRecipe, Obstacle
@@ -21,7 +21,7 @@ from cllm.config import Config
 from cllm.errors import InputError
 from cllm.evaluation.metrics import accuracy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CELLS_NAME = "cells"
 RESULTS_NAME = "results.json"
 TABLE_NAME = "results.parquet"
@@ -30,18 +30,34 @@ TABLE_NAME = "results.parquet"
 class CellResult(Config):
     """What a finished cell found.
 
+    What is given per prompt stands in the order of `prompt_ids`. Both turns of a conversation are prompts: first come
+    all first turns, then all second ones (`cllm.tasks.prompts.second_turn_id`).
+
     Attributes:
         tokens_per_s: one figure a repeat, new tokens of all requests over the time from the first to the last.
+        energy_j: joules per new token of each timed repeat, of the whole GPU; () where the device has no counter.
         tpf: tokens a forward and request.
         latency_ms: percentiles (nearest rank) of the time from a request's start to its last token.
         floor_ms: the time in which the device copies as many bytes as the weights have.
-        scores: in [0, 1], in the order of `prompt_ids`, as are the hashes of the responses' tokens.
+        memory_gib: device memory in use, by an engine with room for the most requests that it served.
+        scores: in [0, 1], one per prompt; () where only a judge could tell (`metric` says so), or nothing is scored.
+        response_digests: hashes of the responses' tokens.
+        response_tokens: new tokens, end tokens included.
+        response_forwards: forward passes that committed tokens of the response.
+        categories: the task's; () where it has none.
+        responses: texts, kept only where the metric is a judge's.
+        parameters: of the model; None where its configuration does not tell.
+        trained_parameters: what was trained on top of the teacher: all weights of a CLLM (or its adapters), the draft
+            model, the heads, or their sum; 0 for the teacher; None for what others trained and keep elsewhere.
         fast_forwarded, stationary: of the paper's section 4.2; only for its Jacobi decoding.
-        reference_perplexity: on the held-out reference answers; only for AR.
+        reference_perplexity: on the held-out reference answers; only for AR, and where all prompts have one.
+        perplexity: by corpus, per token (`cllm.evaluation.corpora`); only for AR with one request in flight.
+        word_perplexity: the same per word, which compares models of different tokenizers.
     """
 
     metric: str
     tokens_per_s: tuple[float, ...] = Field(min_length=1)
+    energy_j: tuple[float, ...] = ()
     tpf: float
     latency_ms: Mapping[str, float]
     floor_ms: float
@@ -49,11 +65,28 @@ class CellResult(Config):
     prompt_ids: tuple[str, ...]
     scores: tuple[float, ...]
     response_digests: tuple[str, ...]
+    response_tokens: tuple[int, ...]
+    response_forwards: tuple[int, ...]
     mean_response_tokens: float
+    categories: tuple[str, ...] = ()
+    responses: tuple[str, ...] = ()
     parameters: int | None = None
+    trained_parameters: int | None = None
     fast_forwarded: float | None = None
     stationary: float | None = None
     reference_perplexity: float | None = None
+    perplexity: Mapping[str, float] = {}
+    word_perplexity: Mapping[str, float] = {}
+
+    @model_validator(mode="after")
+    def _one_entry_per_prompt(self) -> "CellResult":
+        required = ("response_digests", "response_tokens", "response_forwards")
+        optional = ("scores", "categories", "responses")
+        for name in (*required, *optional):
+            count = len(getattr(self, name))
+            if count != len(self.prompt_ids) and (count or name in required):
+                raise ValueError(f"{name}: {count} entries for {len(self.prompt_ids)} prompts")
+        return self
 
 
 class CellRecord(Config):
@@ -170,6 +203,10 @@ _COLUMNS = pa.schema(
         ("latency_p99_ms", pa.float64()),
         ("floor_ms", pa.float64()),
         ("memory_gib", pa.float64()),
+        ("energy_j", pa.float64()),  # joules per new token, median of the repeats
+        ("parameters", pa.int64()),
+        ("trained_parameters", pa.int64()),
+        ("perplexity", pa.map_(pa.string(), pa.float64())),  # by corpus, per token
         ("seconds", pa.float64()),
         ("error", pa.string()),
         ("commit", pa.string()),
@@ -206,17 +243,21 @@ def _flat(record: CellRecord) -> dict[str, Any]:
 
 
 def _figures(result: CellResult) -> dict[str, Any]:
-    score = accuracy(result.scores)
+    score = accuracy(result.scores) if result.scores else None
     return {
-        "accuracy": score.mean,
-        "accuracy_low": score.low,
-        "accuracy_high": score.high,
+        "accuracy": score and score.mean,
+        "accuracy_low": score and score.low,
+        "accuracy_high": score and score.high,
         "tpf": result.tpf,
         "tokens_per_s": median(result.tokens_per_s),
         "tokens_per_s_repeats": list(result.tokens_per_s),
         **{f"latency_{name}_ms": value for name, value in result.latency_ms.items()},
         "floor_ms": result.floor_ms,
         "memory_gib": result.memory_gib,
+        "energy_j": median(result.energy_j) if result.energy_j else None,
+        "parameters": result.parameters,
+        "trained_parameters": result.trained_parameters,
+        "perplexity": list(result.perplexity.items()),
     }
 
 

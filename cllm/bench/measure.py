@@ -2,155 +2,168 @@
 
 The prompts are answered once for accuracy, tokens a forward and equality with other methods, which also warms up what
 is timed afterwards: `speed_prompts` of them, `repeats` times over, in a closed loop at the cell's concurrency.
+
+Conversations take two passes: all first turns, then the second turns, whose prompts hold the first answers. The timed
+repeats ask the same prompts again, those of the second turns included, and the time is that of both passes.
 """
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from cllm.bench.bandwidth import copy_bandwidth, weight_bytes_of
-from cllm.bench.closed_loop import Decoder, Load, closed_loop
-from cllm.bench.engines import memory_in_use, release
-from cllm.bench.matrix import Cell, drawn_prompts, requests_of
-from cllm.bench.methods import JacobiMethod, Room, VllmMethod, open_decoder, open_engine, open_vllm
+from cllm.bench.closed_loop import Decoder
+from cllm.bench.energy import EnergyCounter, energy_counter
+from cllm.bench.engines import memory_in_use
+from cllm.bench.facts import corpus_perplexities, reference_perplexity, trajectory_counts
+from cllm.bench.matrix import Cell
+from cllm.bench.methods import JacobiMethod, Room
+from cllm.bench.parameters import model_parameters, trained_parameters
+from cllm.bench.prompts import Run, categories, draw_questions, longest_request, second_turns
+from cllm.bench.served import Served, percentile, serve
+from cllm.bench.shelf import Shelf
 from cllm.config import digest
-from cllm.decoding.records import Commit, DecodeRequest
+from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.evaluation.outputs import response_text
-from cllm.evaluation.perplexity import reference_nll
-from cllm.evaluation.subject import Subject, SubjectName, checkpoint, load_subject, prompt_tokenizer
-from cllm.evaluation.trajectory_counts import add_counts, count_trajectory
+from cllm.evaluation.subject import SubjectName, checkpoint, prompt_tokenizer
 from cllm.models import default_device, eos_token_ids, load_generation_config, resolve_dtype
 from cllm.recipe import Recipe
-from cllm.tasks.prompts import Prompt
+from cllm.tasks.base import JUDGED
+from cllm.tasks.prompts import Prompt, second_turn_id
 from cllm.tasks.registry import load_task
 
-Clock = Callable[[], float]
-_BATCH = 32  # rows decoded together where no time is taken
+Passes = list[list[DecodeRequest]]
+
+
+def requests_of(cell: Cell, prompts: Sequence[Prompt]) -> list[DecodeRequest]:
+    """The cell's requests. Their seeds depend on prompt and cell's seed alone, so methods meet the same noise."""
+    load = cell.load
+    assert load.max_new_tokens is not None
+    return [
+        DecodeRequest(
+            prompt.prompt_ids,
+            load.max_new_tokens,
+            SamplingParams(temperature=load.temperature, top_p=load.top_p, seed=int(prompt.prompt_id, 16) + cell.seed),
+        )
+        for prompt in prompts
+    ]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What a closed loop gave, in the order of its requests.
+class _Asked:
+    """The prompts of a cell's passes, and what came back.
 
     Attributes:
-        tokens: the responses.
-        seconds: from a request's start to its last token.
+        passes: one, or two where conversations go on.
+        texts: the responses, pass by pass, as are `served`'s.
     """
 
-    load: Load
-    tokens: tuple[tuple[int, ...], ...]
-    seconds: tuple[float, ...]
+    passes: tuple[Sequence[Prompt], ...]
+    served: Served
+    texts: tuple[str, ...]
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [prompt for asked in self.passes for prompt in asked]
 
-@dataclass(slots=True)
-class _Watched:
-    """A decoder whose tokens and times are noted."""
-
-    decoder: Decoder
-    clock: Clock
-    started: dict[int, float] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-
-    def add(self, request: DecodeRequest) -> int:
-        start = self.clock()
-        key = self.decoder.add(request)
-        self.started[key], self.tokens[key] = start, []
-        return key
-
-    def step(self) -> Sequence[Commit]:
-        commits = self.decoder.step()
-        now = self.clock()
-        for commit in commits:
-            self.tokens[commit.row] += commit.token_ids
-            if commit.finish_reason is not None:
-                self.seconds[commit.row] = now - self.started[commit.row]
-        return commits
-
-
-def serve(
-    decoder: Decoder, requests: Sequence[DecodeRequest], concurrency: int, clock: Clock = time.perf_counter
-) -> Served:
-    """Serve all requests, at most `concurrency` at a time."""
-    watched = _Watched(decoder, clock)
-    load = closed_loop(watched, requests, concurrency, clock)
-    keys = watched.started  # in the order of the requests
-    return Served(load, tuple(tuple(watched.tokens[key]) for key in keys), tuple(watched.seconds[key] for key in keys))
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` of 100 of the values do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+    def first(self, count: int) -> list[list[Prompt]]:
+        """The passes of the first so many prompts, with the second turns that belong to them."""
+        first = list(self.passes[0][:count])
+        ids = {second_turn_id(prompt.prompt_id) for prompt in first}
+        second = [prompt for later in self.passes[1:] for prompt in later if prompt.prompt_id in ids]
+        return [part for part in (first, second) if part]
 
 
 class Workbench:
-    """Measures cells one after the other and keeps the model between cells that share it."""
+    """Measures cells one after the other; model and decoder stay for the next cell that can use them."""
 
     def __init__(self) -> None:
         self.device = default_device()
-        self._loaded: tuple[tuple[str, str, bool], Subject] | None = None
+        self.shelf = Shelf(self.device)
         self._bandwidth: float | None = None
+        self._prompts: tuple[tuple[object, ...], tuple[Prompt, ...]] | None = None
+        self._facts: dict[tuple[object, ...], Any] = {}
 
-    def measure(self, cell: Cell, recipe: Recipe) -> dict[str, Any]:
+    def measure(self, cell: Cell, run: Run) -> dict[str, Any]:
         """The figures of a cell, plain data.
 
         Raises:
             InputError: the model cannot be loaded or cannot keep the cell's settings.
         """
-        prompts = drawn_prompts(recipe, cell.load.num_prompts)
-        requests = requests_of(cell, prompts)
-        room = Room(cell.concurrency, max(len(r.prompt_ids) + r.max_new_tokens for r in requests))
-        if isinstance(cell.method, VllmMethod):
-            figures = self._measure_vllm(cell.method, cell, recipe, requests, room)
-        else:
-            figures = self._measure_ours(cell, recipe, prompts, requests, room)
-        responses = figures.pop("responses")
+        prompts = self._drawn(cell, run)
+        assert cell.load.max_new_tokens is not None
+        room = Room(cell.concurrency, longest_request(run, prompts, cell.load.max_new_tokens))
+        facts = self._facts_of(cell, run, prompts, room)
+        decoder = self.shelf.decoder(cell, run, room)
+        asked = self._ask(decoder, cell, run, prompts, room)
+        timed = [requests_of(cell, part) for part in asked.first(cell.load.speed_prompts)]
         return {
-            **figures,
-            "floor_ms": 1000 * self._weight_bytes(cell.model, recipe) / self._copy_bandwidth(),
-            **_quality(responses, prompts, recipe, self._eos_ids(cell.model, recipe)),
+            **facts,
+            "parameters": model_parameters(cell.model, run.recipe),
+            "trained_parameters": trained_parameters(cell.method, cell.model, run.recipe),
+            **_speeds(decoder, timed, cell, energy_counter(self.device)),
+            "tpf": asked.served.load.tokens_per_forward,
+            "memory_gib": memory_in_use(self.device),
+            "floor_ms": 1000 * self._weight_bytes(cell.model, run.recipe) / self._copy_bandwidth(),
+            **_quality(asked, run),
         }
 
-    def _measure_ours(
-        self, cell: Cell, recipe: Recipe, prompts: Sequence[Prompt], requests: Sequence[DecodeRequest], room: Room
-    ) -> dict[str, Any]:
-        subject = self._subject(cell, recipe)
-        figures = _speeds(open_decoder(cell.method, subject, room), requests, cell, self.device)
-        release(self.device)
-        figures["parameters"] = subject.model.num_parameters()
-        if isinstance(cell.method, JacobiMethod) and cell.method.is_paper:
-            figures |= _trajectory_counts(cell.method, subject, requests, room)
-        if cell.method.kind == "ar":
-            likelihood = reference_nll(subject.model, prompts, batch_size=_BATCH, pad_id=subject.pad_id)
-            figures["reference_perplexity"] = likelihood.perplexity
-        return figures
+    def close(self) -> None:
+        """Give all memory back, that of vLLM's processes included."""
+        self.shelf.close()
 
-    def _measure_vllm(
-        self, method: VllmMethod, cell: Cell, recipe: Recipe, requests: Sequence[DecodeRequest], room: Room
-    ) -> dict[str, Any]:
-        self._loaded = None  # vLLM wants the memory
-        release(self.device)
-        dtype, path = resolve_dtype(cell.precision, self.device), checkpoint(cell.model, recipe)[0]
-        eos_ids = self._eos_ids(cell.model, recipe)
-        with closing(open_vllm(method, path, room, eos_ids=eos_ids, dtype=dtype)) as decoder:
-            return _speeds(decoder, requests, cell, self.device)
+    def _drawn(self, cell: Cell, run: Run) -> tuple[Prompt, ...]:
+        key = (cell.run_key, cell.data, cell.load.num_prompts)
+        if self._prompts is None or self._prompts[0] != key:
+            self._prompts = key, draw_questions(run, cell.load.num_prompts).prompts
+        return self._prompts[1]
 
-    def _subject(self, cell: Cell, recipe: Recipe) -> Subject:
-        if self._loaded is None or self._loaded[0] != cell.group:
-            self._loaded = None  # two models may not fit into memory
-            release(self.device)
-            self._loaded = cell.group, load_subject(cell.model, recipe, self.device)
-        return self._loaded[1]
+    def _facts_of(self, cell: Cell, run: Run, prompts: Sequence[Prompt], room: Room) -> dict[str, Any]:
+        """What does not depend on the number of requests, found once, and before a decoder takes the memory."""
+        method = cell.method
+        subject = partial(self.shelf.subject, cell, run)
+        facts: dict[str, Any] = {}
+        if isinstance(method, JacobiMethod) and method.is_paper:
+            requests = requests_of(cell, prompts)
+            facts |= self._once(
+                ("trajectories", cell.group, cell.data, cell.load, cell.seed, method),
+                lambda: trajectory_counts(method, subject(), requests, room),
+            )
+        if method.kind == "ar":
+            facts["reference_perplexity"] = self._once(
+                ("references", cell.group, cell.data), lambda: reference_perplexity(subject(), prompts)
+            )
+        if cell.corpora:
+            facts |= self._once(
+                ("corpora", cell.group, cell.corpora), lambda: corpus_perplexities(subject(), cell, run)
+            )
+        return facts
 
-    def _eos_ids(self, model: SubjectName, recipe: Recipe) -> tuple[int, ...]:
-        return eos_token_ids(load_generation_config(*checkpoint(model, recipe)), prompt_tokenizer(recipe))
+    def _once(self, key: tuple[object, ...], find: Callable[[], Any]) -> Any:
+        if key not in self._facts:
+            self.shelf.close_decoder()
+            self._facts[key] = find()
+        return self._facts[key]
+
+    def _ask(self, decoder: Decoder, cell: Cell, run: Run, prompts: Sequence[Prompt], room: Room) -> _Asked:
+        tokenizer = prompt_tokenizer(run.recipe)
+        eos_ids = eos_token_ids(load_generation_config(*checkpoint(cell.model, run.recipe)), tokenizer)
+
+        def texts(served: Served) -> tuple[str, ...]:
+            return tuple(response_text(tokens, eos_ids, tokenizer) for tokens in served.tokens)
+
+        served = serve(decoder, requests_of(cell, prompts), cell.concurrency)
+        answers = texts(served)
+        assert cell.load.max_new_tokens is not None
+        later = second_turns(run, prompts, answers, room.tokens - cell.load.max_new_tokens)
+        if not later:
+            return _Asked((prompts,), served, answers)
+        second = serve(decoder, requests_of(cell, later), cell.concurrency)
+        return _Asked((prompts, later), served + second, answers + texts(second))
 
     def _weight_bytes(self, model: SubjectName, recipe: Recipe) -> int:
         dtype = resolve_dtype(recipe.evaluate.precision, self.device)
@@ -164,40 +177,36 @@ class Workbench:
         return self._bandwidth
 
 
-def _speeds(decoder: Decoder, requests: Sequence[DecodeRequest], cell: Cell, device: torch.device) -> dict[str, Any]:
-    first = serve(decoder, requests, cell.concurrency)
-    timed = requests[: cell.load.speed_prompts]
-    repeats = [serve(decoder, timed, cell.concurrency) for _ in range(cell.load.repeats)]
+def _speeds(decoder: Decoder, passes: Passes, cell: Cell, energy: EnergyCounter | None) -> dict[str, Any]:
+    """Speed, energy and latency of the timed repeats."""
+    repeats, joules = [], []
+    for _ in range(cell.load.repeats):
+        before = energy() if energy else 0.0
+        served = [serve(decoder, requests, cell.concurrency) for requests in passes]
+        repeat = sum(served[1:], start=served[0])
+        repeats.append(repeat)
+        if energy:
+            joules.append((energy() - before) / repeat.load.tokens)
     seconds = [value for repeat in repeats for value in repeat.seconds]
     return {
-        "responses": first.tokens,
-        "tpf": first.load.tokens_per_forward,
         "tokens_per_s": [repeat.load.tokens_per_s for repeat in repeats],
+        "energy_j": joules,
         "latency_ms": {f"p{percent}": 1000 * percentile(seconds, percent) for percent in (50, 90, 99)},
-        "memory_gib": memory_in_use(device),
     }
 
 
-def _trajectory_counts(
-    method: JacobiMethod, subject: Subject, requests: Sequence[DecodeRequest], room: Room
-) -> dict[str, Any]:
-    """Fast-forwarded and stationary tokens (paper section 4.2), from a pass that is recorded and not timed."""
-    engine = open_engine(method, subject, Room(_BATCH, room.tokens), record=True)
-    counts = add_counts(count_trajectory(result) for result in engine.generate(requests))
-    return {"fast_forwarded": counts.fast_forwarded, "stationary": counts.stationary_per_block}
-
-
-def _quality(
-    responses: Sequence[tuple[int, ...]], prompts: Sequence[Prompt], recipe: Recipe, eos_ids: Sequence[int]
-) -> dict[str, Any]:
-    """The task's scores, and what identifies each response."""
-    task, tokenizer = load_task(recipe.placed_task), prompt_tokenizer(recipe)
-    texts = [response_text(tokens, eos_ids, tokenizer) for tokens in responses]
+def _quality(asked: _Asked, run: Run) -> dict[str, Any]:
+    """The task's scores, and what tells each response from others."""
+    task, prompts, tokens = load_task(run.task), asked.prompts, asked.served.tokens
     references, contexts = [p.reference_text for p in prompts], [p.context for p in prompts]
     return {
         "metric": task.metric,
         "prompt_ids": [prompt.prompt_id for prompt in prompts],
-        "scores": task.score(texts, references, contexts),
-        "response_digests": [digest(tokens) for tokens in responses],
-        "mean_response_tokens": sum(map(len, responses)) / len(responses),
+        "scores": task.score(asked.texts, references, contexts),
+        "response_digests": [digest(row) for row in tokens],
+        "response_tokens": [len(row) for row in tokens],
+        "response_forwards": asked.served.forwards,
+        "mean_response_tokens": sum(map(len, tokens)) / len(tokens),
+        "categories": categories(prompts),
+        "responses": asked.texts if task.metric == JUDGED else (),
     }

@@ -100,7 +100,7 @@ class VllmMethod(Config):
     kind: Literal["vllm"] = "vllm"
     method: VllmMethodName = "ar"
     guesses: int = Field(5, ge=1, le=127)
-    draft: str | None = None
+    draft: str | None = None  # a checkpoint; "run": the draft model or heads that the cell's own run has trained
     memory_fraction: float = Field(0.85, gt=0, le=1)  # of the GPU's memory
     cache_bytes: int | None = Field(None, ge=1)  # for keys and values; None: what the memory has left
     cuda_graphs: bool = True

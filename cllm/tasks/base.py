@@ -8,6 +8,14 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+JUDGED = "judge's score"  # metric of tasks whose responses only a judge can rate
+UNSCORED = "none"  # metric of tasks that measure speed alone
+
+# Keys of a context that other code than the task's own reads.
+CATEGORY = "category"  # part of the test set, for figures by category
+QUESTION, FOLLOW_UP = "question", "follow_up"  # what the user says first; and after the model's answer
+REFERENCE, FOLLOW_UP_REFERENCE = "reference", "follow_up_reference"  # answers that a judge may compare with
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -45,7 +53,7 @@ class Task(Protocol):
     """Rows to examples, and a scorer. One implementation a file, built by `cllm.tasks.registry.load_task`."""
 
     name: str
-    metric: str  # what `score` measures, for tables: "execution accuracy", "test@1", "pass@1", "agreement"
+    metric: str  # what `score` measures, for tables: "execution accuracy", "test@1", "pass@1", "agreement"; or as above
 
     def examples(self) -> Iterable[Example]:
         """All examples of all splits, in a fixed order.
@@ -58,5 +66,8 @@ class Task(Protocol):
     def score(
         self, responses: Sequence[str], references: Sequence[str], contexts: Sequence[Mapping[str, str]]
     ) -> list[float]:
-        """Score decoded responses (no end token) in [0, 1], one a row; bad output scores 0 and never raises."""
+        """Score decoded responses (no end token) in [0, 1], one a row; bad output scores 0 and never raises.
+
+        Nothing ([]) where the metric is JUDGED or UNSCORED: no number is made up.
+        """
         ...

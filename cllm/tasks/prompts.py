@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cllm.config import digest
 from cllm.errors import InputError
 from cllm.recipe import PromptConfig
-from cllm.tasks.base import Example, Split
+from cllm.tasks.base import FOLLOW_UP, FOLLOW_UP_REFERENCE, QUESTION, Example, Split, Turn
 from cllm.tasks.splits import example_id
 
 _T = TypeVar("_T")
@@ -96,6 +96,37 @@ def tokenize(
         counts[example.split] += 1
         made.append((row, prompt))
     return [prompt for _, prompt in sorted(made, key=lambda item: item[0])], dict(counts)
+
+
+def second_turn(prompt: Prompt, answer: str, tokenizer: PreTrainedTokenizerBase, config: PromptConfig) -> Prompt:
+    """The prompt that a conversation goes on with, once the model has answered its first one.
+
+    Args:
+        prompt: the first turn; its context holds the question and the one that follows.
+        answer: the model's own, as text.
+
+    Raises:
+        InputError: the template takes one turn only, or the prompt is longer than `config` allows.
+    """
+    context = prompt.context
+    turns = (Turn("user", context[QUESTION]), Turn("assistant", answer), Turn("user", context[FOLLOW_UP]))
+    example = Example(
+        turns,
+        context.get(FOLLOW_UP_REFERENCE, ""),
+        prompt.split,
+        prompt.group,
+        {key: value for key, value in context.items() if key not in (QUESTION, FOLLOW_UP)},
+        prompt.origin,
+    )
+    strict = config.model_copy(update={"too_long": "error"})
+    made = _tokenize_one(second_turn_id(prompt.prompt_id), example, tokenizer, strict)
+    assert made is not None
+    return made
+
+
+def second_turn_id(prompt_id: str) -> str:
+    """Names the second turn of the conversation that `prompt_id` begins, whatever the answer between them."""
+    return digest([prompt_id, "second turn"])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,12 +8,21 @@ from cllm.tasks.base import Task
 from cllm.tasks.codesearchnet import CodeSearchNet, CodeSearchNetConfig
 from cllm.tasks.gsm8k import Gsm8k, Gsm8kConfig
 from cllm.tasks.humaneval import HumanEval, HumanEvalConfig
+from cllm.tasks.mt_bench import MtBench, MtBenchConfig
 from cllm.tasks.sharegpt import ShareGpt, ShareGptConfig
+from cllm.tasks.spec_bench import SpecBench, SpecBenchConfig
 from cllm.tasks.spider import Spider, SpiderConfig
 from cllm.tasks.synthetic_sql import SyntheticSql, SyntheticSqlConfig
 
 TaskConfig = Annotated[
-    SyntheticSqlConfig | SpiderConfig | Gsm8kConfig | CodeSearchNetConfig | HumanEvalConfig | ShareGptConfig,
+    SyntheticSqlConfig
+    | SpiderConfig
+    | Gsm8kConfig
+    | CodeSearchNetConfig
+    | HumanEvalConfig
+    | ShareGptConfig
+    | MtBenchConfig
+    | SpecBenchConfig,
     Field(discriminator="name"),
 ]
 
@@ -33,3 +42,7 @@ def load_task(config: TaskConfig) -> Task:
             return HumanEval(config)
         case ShareGptConfig():
             return ShareGpt(config)
+        case MtBenchConfig():
+            return MtBench(config)
+        case SpecBenchConfig():
+            return SpecBench(config)

@@ -44,6 +44,8 @@ def make_result(tokens_per_s: tuple[float, ...] = (90.0, 100.0, 120.0), **change
         "prompt_ids": ("a", "b", "c", "d"),
         "scores": (1.0, 1.0, 0.0, 0.0),
         "response_digests": ("1", "2", "3", "4"),
+        "response_tokens": (8, 8, 8, 6),
+        "response_forwards": (8, 8, 8, 6),
         "mean_response_tokens": 7.5,
         "parameters": 1_900_000,
     }

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from cllm.bench.matrices import MATRICES, get_matrix
-from cllm.bench.matrix import Cell, MatrixRecipe, Platform, plan
+from cllm.bench.matrix import Cell, Corpus, MatrixRecipe, Platform
 from cllm.bench.methods import JacobiMethod, LookaheadMethod, VllmMethod
+from cllm.bench.plan import plan
 from cllm.errors import InputError
 from cllm.layout import RunLayout
 from cllm.recipe import Recipe
-from tests.bench.records import AR, make_cell
+from tests.bench.records import AR, BLOCK, make_cell
 from tests.bench.runs import matrix_over
 
 PLATFORM = Platform(device="cpu", threads=1, versions={"torch": "2.13", "vllm": "0.29"})
@@ -28,6 +29,8 @@ PLATFORM = Platform(device="cpu", threads=1, versions={"torch": "2.13", "vllm": 
         {"method": JacobiMethod(window=8)},
         {"concurrency": 2},
         {"seed": 1},
+        {"draft": "f" * 16},
+        {"corpora": (Corpus(name="ptb", data="p" * 16, context=64, stride=32),)},
         {"load": make_cell().load.model_copy(update={"repeats": 5})},
         {"platform": Platform(device="another", threads=2, versions={"torch": "2.13"})},
         {"platform": Platform(device="test cpu", threads=2, versions={"torch": "2.14"})},
@@ -96,6 +99,34 @@ def test_missing_models_and_data(tiny_run: Recipe, tmp_path: Path, gone: str, mo
     assert {cell.model for cell in found.cells} == ({"teacher"} if model else set())
 
 
+def test_perplexity_belongs_to_ar_with_one_request(tiny_run: Recipe, tmp_path: Path):
+    (tmp_path / "test.txt").write_text("a b c")
+    corpora = [{"name": "here", "path": str(tmp_path)}, {"name": "ptb", "path": str(tmp_path / "absent")}]
+    found = plan(matrix_over(tiny_run, tmp_path / "results", corpora=corpora, methods=[AR, BLOCK]), PLATFORM)
+    with_corpora = {(c.method.kind, c.concurrency): c.corpora for c in found.cells if c.corpora}
+    # The tiny model reads 512 tokens, so the window shrinks.
+    assert with_corpora.keys() == {("ar", 1)}
+    ((corpus,),) = with_corpora.values()
+    assert (corpus.name, corpus.context, corpus.stride) == ("here", 512, 256)
+    (reason,) = found.cannot_run
+    assert "perplexity on ptb" in str(reason)
+    assert "no such file or folder" in str(reason)
+
+
+def test_some_methods_are_measured_in_crowds(tiny_run: Recipe, tmp_path: Path):
+    crowds = [{"concurrency": 8, "methods": ["ar"]}]
+    found = plan(matrix_over(tiny_run, tmp_path, crowds=crowds, methods=[AR, BLOCK], concurrencies=[1]), PLATFORM)
+    loads = [(c.method.kind, c.concurrency) for c in found.cells if c.model == "teacher"]
+    assert loads == [("ar", 8), ("ar", 1), ("jacobi", 1)]
+
+
+def test_a_draft_that_was_not_trained_is_an_obstacle(tiny_run: Recipe, tmp_path: Path):
+    methods = [AR, {"kind": "vllm", "method": "draft_model", "draft": "run"}]
+    found = plan(matrix_over(tiny_run, tmp_path, methods=methods), PLATFORM)
+    assert {cell.method.kind for cell in found.cells} == {"ar"}
+    assert all("run jobs/baselines.py" in obstacle.why for obstacle in found.cannot_run)
+
+
 def test_sampling_is_for_our_engine_alone(tiny_run: Recipe, tmp_path: Path):
     load = {"num_prompts": 4, "temperature": 0.8, "max_new_tokens": 8}
     methods = [AR, {"kind": "transformers"}]
@@ -115,6 +146,9 @@ def test_sampling_is_for_our_engine_alone(tiny_run: Recipe, tmp_path: Path):
         ('methods=[{"kind":"ar"},{"kind":"ar"}]', "twice"),
         ('methods=[{"kind":"jacobi","refill":"block","policy":"adaptive"}]', "refill block needs policy fixed"),
         ('runs=[{"recipe":"demo","speed":1}]', "runs.0.speed"),
+        ('crowds=[{"concurrency":8,"methods":["vllm ar"]}]', "no method 'vllm ar'"),
+        ('crowds=[{"concurrency":2,"methods":["ar"]}]', "concurrencies: one of them stands there twice"),
+        ('corpora=[{"name":"ptb","path":"x","stride":4096}]', "must be less than context"),
     ],
 )
 def test_bad_recipes_name_the_key(override: str, message: str):
@@ -134,6 +168,13 @@ def test_the_demo_matrix_is_large_enough():
     matrix = get_matrix("demo")
     assert len(matrix.methods) >= 6
     assert (matrix.models, matrix.concurrencies) == (("teacher", "cllm"), (1, 4))
+
+
+def test_the_peers_are_measured_at_growing_loads():
+    matrix = get_matrix("peers")
+    loads = {method.label: sorted(matrix.concurrencies_of(method)) for method in matrix.methods}
+    assert loads.pop("ar") == loads["vllm ar"] == loads["vllm jacobi k=15"] == [1, 8, 32, 128]
+    assert loads["vllm draft_model k=5"] == loads["vllm medusa k=4"] == [1, 8, 32]
 
 
 def test_unknown_names():

@@ -37,7 +37,26 @@ def test_document_and_table_agree(tmp_path: Path):
     assert rows["done"]["tokens_per_s_repeats"] == [90, 100, 120]
     assert rows["done"]["latency_p90_ms"] == 20
     assert rows["done"]["command"] == "jobs/benchmark.py --matrix demo"
+    assert rows["done"]["energy_j"] is None
+    assert (rows["done"]["trained_parameters"], rows["done"]["perplexity"]) == (None, [])
     assert (rows["failed"]["error"], rows["failed"]["accuracy"]) == ("out of memory", None)
+
+
+def test_what_only_some_cells_have_is_in_the_table(tmp_path: Path):
+    result = make_result(
+        energy_j=(0.5, 0.7, 0.6), scores=(), trained_parameters=7, perplexity={"ptb": 9.5}, metric="judge's score"
+    )
+    write_record(tmp_path, make_record(result=result))
+    write_results(tmp_path, MATRIX, [])
+    (row,) = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    assert (row["energy_j"], row["trained_parameters"], row["perplexity"]) == (0.6, 7, [("ptb", 9.5)])
+    assert row["accuracy"] is None
+
+
+@pytest.mark.parametrize("name", ["scores", "response_tokens", "categories", "responses"])
+def test_figures_of_another_number_of_prompts_are_refused(name: str):
+    with pytest.raises(ValueError, match=f"{name}: 1 entries for 4 prompts"):
+        make_result(**{name: (1,) if name in ("scores", "response_tokens") else ("x",)})
 
 
 def test_folders_of_two_machines_are_one(tmp_path: Path):
@@ -58,13 +77,19 @@ def test_folders_of_two_machines_are_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("version", "way"), [(2, "update this code"), (0, "run jobs/benchmark.py again"), (None, "run jobs/benchmark.py")]
+    ("version", "way"),
+    [
+        (3, "update this code"),
+        (1, "remove the file and run jobs/benchmark.py again"),
+        (0, "run jobs/benchmark.py again"),
+        (None, "run jobs/benchmark.py"),
+    ],
 )
 def test_another_schema_is_refused_with_the_way_out(tmp_path: Path, version: int | None, way: str):
     write_record(tmp_path, make_record())
     (path,) = (tmp_path / "cells").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version, "unknown": 1}))
-    with pytest.raises(InputError, match=f"schema version {version}, this code reads 1; .*{way}") as error:
+    with pytest.raises(InputError, match=f"schema version {version}, this code reads 2; .*{way}") as error:
         read_records(tmp_path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

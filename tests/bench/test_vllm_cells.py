@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cllm.bench.measure import serve
 from cllm.bench.methods import Room, VllmMethod, missing_part, open_vllm
+from cllm.bench.served import serve
 from tests.vllm.making import greedy, make_model, requests
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")

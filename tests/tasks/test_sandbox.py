@@ -169,6 +169,11 @@ def test_a_fork_bomb_that_catches_errors_does_nothing() -> None:
     assert run(bomb, SHORT).status == "timeout"
 
 
+def test_threads_are_limited() -> None:
+    start = "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+    assert "can't start new thread" in run(f"import threading, time\nfor _ in range(100): {start}").output
+
+
 @pytest.mark.parametrize("victim", ["os.getppid()", "os.getpid()", "-1", "0", "1"])
 def test_signals_are_refused(victim: str) -> None:
     source = f"import os, signal\nos.kill({victim}, signal.SIGKILL)"
@@ -234,6 +239,22 @@ def test_the_network_is_out_of_reach() -> None:
         assert run(source).status == "failed"
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+        "socket.socket(socket.AF_UNIX)",
+        "socket.socketpair()",
+        "socket.getaddrinfo('localhost', 80)",
+        "urllib.request.urlopen('http://127.0.0.1')",
+    ],
+)
+def test_sockets_of_all_kinds_are_refused(call: str) -> None:
+    outcome = run(f"import socket, urllib.request\n{call}")
+    assert outcome.status == "failed"
+    assert "the sandbox refuses socket." in outcome.output
 
 
 def test_the_program_cannot_look_for_the_token_among_all_objects() -> None:

@@ -179,13 +179,35 @@ def test_missing_files_are_named(source: Path) -> None:
         load(source)
 
 
+def test_gold_queries_match_themselves_and_changed_ones_do_not(source: Path) -> None:
+    rows = [
+        "SELECT Name FROM Animal ORDER BY Weight",
+        "SELECT Name FROM Animal WHERE Weight > 100",
+        "SELECT max(Weight) FROM Animal",
+    ]
+    questions = [{"db_id": "zoo", "question": f"Question {i}?", "query": query} for i, query in enumerate(rows)]
+    write_json(source / "dev.json.gz", questions)
+    task, examples = load(source)
+    test = [e for e in examples if e.split == "test"]
+    gold, contexts = [e.response for e in test], [e.context for e in test]
+    assert gold == rows
+    assert task.score(gold, gold, contexts) == [1.0] * 3
+    changed = [rows[0] + " DESC", rows[1].replace(">", "<"), rows[2].replace("max", "min")]
+    assert task.score(changed, gold, contexts) == [0.0] * 3
+    assert task.score(gold[1:] + gold[:1], gold, contexts) == [0.0] * 3
+
+
 @pytest.mark.skipif("CLLM_DATA" not in os.environ, reason="CLLM_DATA does not name a folder that holds spider/")
 def test_dev_gold_queries_match_themselves(tmp_path: Path) -> None:
     task, examples = load_real(tmp_path)
     test = [e for e in examples if e.split == "test"]
-    gold = [e.response for e in test]
+    gold, contexts = [e.response for e in test], [e.context for e in test]
     assert len(test) == 1026
-    assert task.score(gold, gold, [e.context for e in test]) == [1.0] * 1026
+    assert task.score(gold, gold, contexts) == [1.0] * 1026
+    # Without their rows, only queries that return none stay right; with the next question's, hardly any does.
+    emptied = [f"SELECT * FROM ({query.rstrip(';')}) LIMIT 0" for query in gold]
+    assert sum(task.score(emptied, gold, contexts)) == 1026 - 1005
+    assert sum(task.score(gold[1:] + gold[:1], gold, contexts)) < 0.1 * 1026
     positions = {int(e.origin.rpartition(":")[2]) - 1 for e in test}
     assert set(range(1034)) - positions == {459, 460, 469, 470, 471, 472, 479, 480}
     assert not {e.group for e in test} & {e.group for e in examples if e.split == "train"}
