@@ -11,7 +11,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.app import create_app
 from serving.backend import ServeBackend
-from serving.config import AppConfig, Autoscaling, Model
+from serving.config import AnyModel, AppConfig, Autoscaling, VllmModel
+from serving.engines import check_model
 from serving.keys import KeyRing
 from serving.metrics_page import read_cluster_metrics
 from serving.replica import Replica
@@ -47,11 +48,14 @@ def app(args: dict[str, Any]) -> serve.Application:
     """The application of an `AppConfig` as plain data.
 
     Raises:
-        InputError: an unknown key or engine, or more GPUs than the cluster has.
+        InputError: an unknown key or engine, settings that contradict each other, or more GPUs than the cluster has.
     """
     config = AppConfig.from_data(args, where="args")
+    for name, model in config.models.items():
+        check_model(name, model)
     if ray.is_initialized():
-        config.check_fits(ray.cluster_resources())
+        nodes = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+        config.check_fits(ray.cluster_resources(), largest_node=max(nodes, default=0))
     handles = {name: _model(name, model) for name, model in config.models.items()}
     ingress = _deployment(
         Ingress,
@@ -65,7 +69,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     return ingress.bind(config, handles)
 
 
-def _model(name: str, model: Model) -> serve.Application:
+def _model(name: str, model: AnyModel) -> serve.Application:
     options: dict[str, Any] = {}
     if isinstance(model.replicas, Autoscaling):
         options["autoscaling_config"] = AutoscalingConfig(
@@ -86,10 +90,19 @@ def _model(name: str, model: Model) -> serve.Application:
         max_queued_requests=model.max_queue,
         graceful_shutdown_timeout_s=model.drain_s,
         max_constructor_retry_count=3,  # a model that cannot be loaded will not be loadable the twentieth time
-        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+        ray_actor_options=_resources(model),
         **options,
     )
     return deployment.bind(name, model)
+
+
+def _resources(model: AnyModel) -> dict[str, Any]:
+    """Of one replica, which is one actor: its GPUs are all on its node."""
+    resources: dict[str, Any] = {"num_cpus": model.cpus, "num_gpus": model.gpus}
+    if isinstance(model, VllmModel):
+        # vLLM's scheduler in a process of its own would survive a replica that is killed, and keep its GPU.
+        resources["runtime_env"] = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}}
+    return resources
 
 
 def _deployment(target: type[Any], **options: Any) -> serve.Deployment:

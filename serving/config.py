@@ -1,13 +1,14 @@
 """What an application serves: models, their engines and replicas, keys and limits."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cllm.config import Config
 from cllm.engine.config import EngineConfig
 from cllm.errors import InputError
 from cllm.models import Precision
+from cllm.vllm.config import PeerOptions
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -23,16 +24,14 @@ class Autoscaling(Config):
 
 
 class Model(Config):
-    """A model and its replicas. `engine` cllm is our own; with `options.window` 1 it decodes AR."""
+    """A model and its replicas: what all kinds of engines have in common."""
 
-    engine: Literal["cllm"]
     path: str  # local folder, the same on every node, or Hugging Face id
     revision: str | None = None
-    options: EngineConfig = EngineConfig()
-    precision: Precision = "auto"
-    quantization: Literal["none", "int8"] = "none"
+    options: EngineConfig | PeerOptions
     replicas: PositiveInt | Autoscaling = 1
-    gpus: int = Field(0, ge=0, le=1)  # of one replica; the engine runs on one
+    gpus: int = Field(0, ge=0, le=8)  # of one replica, all on one node; the model is divided among them
+    shards: PositiveInt | None = None  # processes that the model is divided among; None: one a GPU
     cpus: float = Field(1, ge=0)
     max_ongoing: int | None = Field(None, ge=1)  # requests in one replica; None: a few more than decode together
     max_queue: int = Field(256, ge=0)  # requests that wait for a replica, per ingress; more are refused
@@ -40,6 +39,17 @@ class Model(Config):
     stall_s: float = Field(60, gt=0)  # an engine whose steps stand still for longer is restarted
     start_s: float = Field(1800, gt=0)  # loading the model takes at most this long
     drain_s: float = Field(300, ge=0)  # a replica that is replaced may finish its requests for so long
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if self.gpus and self.shards not in (None, self.gpus):
+            raise ValueError(f"shards={self.shards} does not fit gpus={self.gpus}: on GPUs each has one")
+        return self
+
+    @property
+    def world(self) -> int:
+        """Processes that the model is divided among."""
+        return self.shards or max(1, self.gpus)
 
     @property
     def ongoing(self) -> int:
@@ -49,6 +59,26 @@ class Model(Config):
     @property
     def fewest_replicas(self) -> int:
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min_replicas
+
+
+class CllmModel(Model):
+    """Our own engine; with `options.window` 1 it decodes AR."""
+
+    engine: Literal["cllm"]
+    options: EngineConfig = EngineConfig()
+    precision: Precision = "auto"
+    quantization: Literal["none", "int8"] = "none"
+
+
+class VllmModel(Model):
+    """vLLM, by the method that `options` name: AR, one of its speculative methods, or Jacobi decoding inside it."""
+
+    engine: Literal["vllm"]
+    options: PeerOptions
+    engine_args: dict[str, Any] = Field(default_factory=dict)  # vLLM's own; they take precedence over the options
+
+
+AnyModel = Annotated[CllmModel | VllmModel, Field(discriminator="engine")]
 
 
 class Limits(Config):
@@ -87,20 +117,29 @@ class Ingress(Config):
 class AppConfig(Config):
     """A Serve application. `keys` None: anybody may ask."""
 
-    models: dict[Annotated[str, Field(min_length=1)], Model] = Field(min_length=1)
+    models: dict[Annotated[str, Field(min_length=1)], AnyModel] = Field(min_length=1)
     keys: Keys | None = None
     limits: Limits = Limits()
     ingress: Ingress = Ingress()
     wait_for_gpus: bool = False  # an autoscaling cluster starts its GPU nodes only when they are asked for
 
-    def check_fits(self, available: dict[str, float]) -> None:
+    def check_fits(self, available: dict[str, float], largest_node: float | None = None) -> None:
         """Refuse at once what Serve would wait for without end.
 
+        Args:
+            available: resources of the whole cluster.
+            largest_node: GPUs of the node that has most; None: not known.
+
         Raises:
-            InputError: the replicas need more GPUs than the cluster has.
+            InputError: the replicas need more GPUs than the cluster has, or one replica more than any node.
         """
         needed = sum(model.gpus * model.fewest_replicas for model in self.models.values())
         present = available.get("GPU", 0)
         if needed > present and not self.wait_for_gpus:
             asked = ", ".join(f"{name} {m.gpus} x {m.fewest_replicas}" for name, m in self.models.items() if m.gpus)
             raise InputError(f"models: the replicas need {needed} GPUs ({asked}), the cluster has {present:g}")
+        for name, model in self.models.items():
+            if largest_node is not None and model.gpus > largest_node and not self.wait_for_gpus:
+                raise InputError(
+                    f"models.{name}: a replica needs {model.gpus} GPUs of one node, none has more than {largest_node:g}"
+                )

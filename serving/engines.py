@@ -1,14 +1,20 @@
 """The kinds of engines that a replica can hold."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from cllm.decoding.records import Commit, DecodeRequest
-from cllm.engine.async_engine import AsyncEngine
-from cllm.engine.engine import Engine, StepStats
+from cllm.engine.async_engine import AsyncEngine, SteppedEngine
 from cllm.engine.load import load_engine
-from serving.config import Model
+from cllm.engine.shards import ShardedEngine
+from cllm.errors import InputError
+from cllm.models import context_length, eos_token_ids, load_generation_config, load_tokenizer
+from cllm.vllm.config import PeerConfig
+from cllm.vllm.engine import VllmEngine
+from cllm.vllm.llm import check_config
+from serving.config import AnyModel, CllmModel, VllmModel
 from serving.metrics import StepMetrics
 
 
@@ -42,31 +48,59 @@ class StartedEngine:
     context: int
 
 
-def start_cllm(name: str, model: Model) -> StartedEngine:
-    """Load our own engine.
+def check_model(name: str, model: AnyModel) -> None:
+    """Refuse before any replica starts what can be told from the settings.
 
     Raises:
-        InputError: no usable checkpoint, or settings that it cannot keep.
+        InputError: settings that contradict each other or the checkpoints.
+    """
+    if isinstance(model, VllmModel):
+        try:
+            check_config(_peer_config(model))
+        except InputError as error:
+            raise InputError(f"models.{name}: {error}") from error
+
+
+def start_engine(name: str, model: AnyModel) -> StartedEngine:
+    """Load the engine that the model's entry names.
+
+    Raises:
+        InputError: no usable checkpoint, settings that the engine cannot keep, or vLLM is not installed.
         TimeoutError: it takes longer than `model.start_s`.
     """
-    metrics = StepMetrics(name)
-    made: list[Engine] = []
-
-    def make() -> Engine:
-        made.append(
-            load_engine(
-                model.path,
-                model.options,
-                revision=model.revision,
-                precision=model.precision,
-                quantization=model.quantization,
-            )
-        )
-        return made[0]
-
-    def note(stats: StepStats) -> None:
-        metrics.observe(made[0], stats)
-
-    engine = AsyncEngine(make, note)
+    if isinstance(model, VllmModel):
+        context = model.options.max_tokens or context_length(model.path, model.revision)
+        make: Callable[[], SteppedEngine] = partial(_make_vllm, model, context)
+    else:
+        context = model.options.max_tokens
+        make = partial(_make_cllm, model)
+    engine = AsyncEngine(make, StepMetrics(name).observe)
     engine.wait_ready(model.start_s)
-    return StartedEngine(engine, model.options.max_tokens)
+    return StartedEngine(engine, context)
+
+
+def _make_cllm(model: CllmModel) -> SteppedEngine:
+    load = partial(
+        load_engine,
+        model.path,
+        model.options,
+        revision=model.revision,
+        precision=model.precision,
+        quantization=model.quantization,
+    )
+    return load() if model.world == 1 else ShardedEngine(load, model.world)
+
+
+def _make_vllm(model: VllmModel, context: int) -> SteppedEngine:
+    generation = load_generation_config(model.path, model.revision)
+    eos_ids = eos_token_ids(generation, load_tokenizer(model.path, model.revision))
+    more: dict[str, Any] = {"revision": model.revision}
+    if model.world > 1:  # vLLM would ask Ray for the other GPUs, but they are this actor's already
+        more["distributed_executor_backend"] = "mp"
+    config = _peer_config(model).model_copy(update={"max_tokens": context, "eos_ids": eos_ids})
+    return VllmEngine(config, **more | model.engine_args)
+
+
+def _peer_config(model: VllmModel) -> PeerConfig:
+    """Without a tokenizer: the replica has one, and finds stop texts itself."""
+    return PeerConfig(**dict(model.options), model=model.path, gpus=model.world, tokenizer=False)

@@ -10,8 +10,8 @@ from cllm.decoding.records import DecodeRequest
 from cllm.engine.async_engine import EngineStoppedError
 from cllm.errors import InputError
 from cllm.models import load_tokenizer
-from serving.config import Model
-from serving.engines import start_cllm
+from serving.config import AnyModel
+from serving.engines import start_engine
 from serving.errors import ReplicaLostError
 from serving.messages import Chunk, GenerateRequest
 from serving.metrics import RequestMetrics
@@ -27,9 +27,9 @@ class Replica:
         InputError: no usable checkpoint or tokenizer, or settings that the engine cannot keep.
     """
 
-    def __init__(self, name: str, model: Model) -> None:
+    def __init__(self, name: str, model: AnyModel) -> None:
         self._tokenizer = load_tokenizer(model.path, model.revision)
-        started = start_cllm(name, model)
+        started = start_engine(name, model)
         self._engine, self._context = started.engine, started.context
         self._metrics = RequestMetrics(name)
         self._watchdog = Watchdog(model.stall_s)

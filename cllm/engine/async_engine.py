@@ -1,17 +1,52 @@
-"""An asyncio front of the engine: one thread owns the engine and with it the GPU, coroutines own requests."""
+"""An asyncio front of an engine: one thread owns the engine and with it the GPU, coroutines own requests."""
 
 import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from cllm.decoding.records import Commit, DecodeRequest
-from cllm.engine.engine import Engine, StepStats
+from cllm.engine.engine import StepStats
 
 
 class EngineStoppedError(RuntimeError):
     """The engine's thread has ended; no request can be answered any more."""
+
+
+class SteppedEngine(Protocol):
+    """What a thread can own: our engine in one process or several, and vLLM's."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests added, and neither finished nor aborted."""
+
+    @property
+    def last_step(self) -> StepStats | None:
+        """What the latest `step` did; None if it finished nothing."""
+
+    def add(self, request: DecodeRequest) -> int:
+        """Queue a request; its key.
+
+        Raises:
+            InputError: the engine refuses it.
+        """
+
+    def abort(self, key: int) -> None:
+        """Forget a request; nothing if it is finished."""
+
+    def step(self) -> list[Commit]:
+        """Decode on; what was committed, `row` being a request's key."""
+
+    def check(self) -> None:
+        """Raise what ended the engine without a step telling, such as the death of a process that it depends on.
+
+        The one method that is called on other threads as well.
+        """
+
+    def close(self) -> None:
+        """End the processes that the engine depends on. Nothing else is called afterwards."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,10 +72,11 @@ class AsyncEngine:
         on_step: called on the thread after every step, for metrics.
     """
 
-    def __init__(self, make: Callable[[], Engine], on_step: Callable[[StepStats], None] | None = None) -> None:
+    def __init__(self, make: Callable[[], SteppedEngine], on_step: Callable[[StepStats], None] | None = None) -> None:
         self._make = make
         self._on_step = on_step
-        self._commands: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
+        self._engine: SteppedEngine | None = None  # for `check`, which may come from any thread
+        self._commands: queue.SimpleQueue[Callable[[SteppedEngine], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, _Stream] = {}  # by the engine's key; the thread's own
         self._open: set[_Stream] = set()  # those that somebody listens to
         self._lock = threading.Lock()  # guards _open and _stopped
@@ -68,9 +104,13 @@ class AsyncEngine:
 
         Raises:
             EngineStoppedError: it has failed or was closed.
+            Exception: what ended it, where no step has told yet.
         """
         with self._lock:
             self._check_running()
+            engine = self._engine
+        if engine is not None:
+            engine.check()
 
     @property
     def num_unfinished(self) -> int:
@@ -104,7 +144,7 @@ class AsyncEngine:
                 self._commands.put(lambda engine: self._abort(engine, stream))
 
     def close(self) -> None:
-        """End the thread after the step it is in; streams that still run get an error."""
+        """End the engine and its thread after the step it is in; streams that still run get an error."""
         self._commands.put(None)
         self._thread.join()
 
@@ -115,7 +155,7 @@ class AsyncEngine:
     def _stop_error(self) -> EngineStoppedError:
         return EngineStoppedError(f"the engine has stopped: {self._error or 'closed'}")
 
-    def _add(self, engine: Engine, request: DecodeRequest, stream: _Stream) -> None:
+    def _add(self, engine: SteppedEngine, request: DecodeRequest, stream: _Stream) -> None:
         try:
             stream.key = engine.add(request)
         except ValueError as error:
@@ -123,19 +163,15 @@ class AsyncEngine:
         else:
             self._streams[stream.key] = stream
 
-    def _abort(self, engine: Engine, stream: _Stream) -> None:
+    def _abort(self, engine: SteppedEngine, stream: _Stream) -> None:
         if stream.key is not None and self._streams.pop(stream.key, None) is not None:
             engine.abort(stream.key)
 
     def _run(self) -> None:
         try:
-            engine = self._make()
+            self._engine = self._make()
             self._ready.set()
-            while self._obey(engine):
-                self._deliver(engine.step())
-                self.steps += 1
-                if self._on_step is not None and engine.last_step is not None:
-                    self._on_step(engine.last_step)
+            self._work(self._engine)
         except Exception as error:
             self._error = error
         finally:
@@ -145,8 +181,17 @@ class AsyncEngine:
             self._ready.set()
             for stream in listening:
                 stream.put(self._stop_error())
+            if self._engine is not None:
+                self._engine.close()
 
-    def _obey(self, engine: Engine) -> bool:
+    def _work(self, engine: SteppedEngine) -> None:
+        while self._obey(engine):
+            self._deliver(engine.step())
+            self.steps += 1
+            if self._on_step is not None and engine.last_step is not None:
+                self._on_step(engine.last_step)
+
+    def _obey(self, engine: SteppedEngine) -> bool:
         """Carry out what was asked for, waiting while there is nothing to decode; False once closed."""
         while True:
             try:

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from cllm.engine.backends import attention_for, ops_for
 from cllm.engine.config import EngineConfig
 from cllm.engine.engine import Engine
-from cllm.engine.model import DecoderModel
+from cllm.engine.model import DecoderModel, Shard
+from cllm.engine.parallel import Group
 from cllm.engine.policy import AdaptiveWindow, CostTable
 from cllm.engine.weights import load_model
 from cllm.errors import InputError
@@ -38,11 +39,13 @@ def load_engine(
     device: torch.device | None = None,
     quantization: Literal["none", "int8"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    group: Group | None = None,
 ) -> Engine:
     """An engine for a local folder or Hugging Face id.
 
     Args:
         tokenizer: that of the prompts; None: the checkpoint's own.
+        group: the processes that share the model, each of which calls this; None: this one has all of it.
 
     Raises:
         InputError: no usable checkpoint or tokenizer, settings that the model cannot keep, or too little memory.
@@ -59,10 +62,13 @@ def load_engine(
         max_positions=min(config.max_tokens, context_length(path, revision)),
         ops=ops_for(device, dtype),
         attention=attention_for(device, dtype),
+        shard=Shard() if group is None else group.shard,
+        all_reduce=None if group is None else group.all_reduce,
     )
     check_tokenizer_fits(model.shape.vocab_size, tokenizer, path)
     eos_ids = eos_token_ids(load_generation_config(path, revision), tokenizer)
-    return build_engine(model, config, eos_ids=eos_ids, pad_id=pad_token_id(tokenizer), tokenizer=tokenizer)
+    pad_id = pad_token_id(tokenizer)
+    return build_engine(model, config, eos_ids=eos_ids, pad_id=pad_id, tokenizer=tokenizer, group=group)
 
 
 def build_engine(
@@ -73,9 +79,12 @@ def build_engine(
     pad_id: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
     costs: CostTable | None = None,
+    group: Group | None = None,
 ) -> Engine:
     """An engine over a model in memory. With policy "adaptive" it times its steps first, unless `costs` are given."""
     num_blocks = cache_blocks(model, config)
+    if group is not None:  # the ranks schedule alike only if their caches are alike
+        num_blocks = group.smallest(num_blocks)
     engine = Engine(model, config, eos_ids=eos_ids, pad_id=pad_id, num_blocks=num_blocks, tokenizer=tokenizer)
     if config.policy == "adaptive":
         costs = costs or measure_costs(engine)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cllm.decoding.records import Commit, DecodeRequest, DecodeResult
-from cllm.engine.engine import Engine, run_to_end
+from cllm.engine.engine import Engine, StepStats, run_to_end
 from cllm.engine.model import Shard
 
 _IDLE_TIMEOUT = timedelta(days=7)  # followers wait for the next step of an idle engine
@@ -40,6 +40,12 @@ class Group:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
+    def smallest(self, number: int) -> int:
+        """The least of the ranks' numbers, on every rank."""
+        box = torch.tensor(number)
+        dist.all_reduce(box, dist.ReduceOp.MIN, group=self._control)
+        return int(box)
+
 
 class Leader:
     """The engine of rank 0. What it is told and does, the followers repeat."""
@@ -52,6 +58,10 @@ class Leader:
     @property
     def num_unfinished(self) -> int:
         return self.engine.num_unfinished
+
+    @property
+    def last_step(self) -> StepStats | None:
+        return self.engine.last_step
 
     def add(self, request: DecodeRequest) -> int:
         """As `Engine.add`; a request that it refuses never reaches the followers."""

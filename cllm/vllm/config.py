@@ -24,11 +24,10 @@ class JacobiOptions(Config):
     free_tokens: int = Field(200, ge=1)  # tokens that a step computes while it reads the weights
 
 
-class PeerConfig(Config):
-    """One vLLM engine. What is None is left to vLLM."""
+class PeerOptions(Config):
+    """How a vLLM engine decodes, and what it may use. What is None is left to vLLM."""
 
     method: Method
-    model: str
     draft: str | None = None  # the draft model, Medusa heads or EAGLE-3 head
     guesses: int = Field(5, ge=1, le=127)  # a step's guesses for a row; jacobi: the window less one
     ngram_max: int = Field(5, ge=1)  # longest and shortest suffix that method ngram looks up
@@ -40,9 +39,15 @@ class PeerConfig(Config):
     reuse_prefixes: bool = False
     memory_fraction: float = Field(0.9, gt=0, le=1)
     cache_bytes: int | None = Field(None, ge=1)
-    gpus: int = Field(1, ge=1)  # tensor parallelism
     cuda_graphs: bool = True
     async_scheduling: bool | None = None
+    seed: int = 0
+
+
+class PeerConfig(PeerOptions):
+    """One vLLM engine: a model and its options."""
+
+    model: str
+    gpus: int = Field(1, ge=1)  # tensor parallelism
     tokenizer: bool = True  # False: none is loaded; requests with `stop` texts are refused
     eos_ids: tuple[int, ...] = ()  # tokens that end a response, besides those of the checkpoint's generation config
-    seed: int = 0

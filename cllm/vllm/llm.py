@@ -1,13 +1,13 @@
 """vLLM behind the `Backend` interface: AR, its speculative methods, and Jacobi decoding inside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cllm.decoding.records import Commit, DecodeRequest, FinishReason
+from cllm.decoding.records import Commit, DecodeRequest, FinishReason, TokenLogprob
 from cllm.errors import InputError
 from cllm.vllm.backend import Acceptance, BackendResult, BackendStats, device_memory_bytes
 from cllm.vllm.config import PeerConfig
@@ -45,6 +45,7 @@ class VllmBackend:
             _check_jacobi(arguments, self.version)
         self.llm: vllm.LLM | None = vllm.LLM(**arguments)
         self._next_key = 0
+        self._asked: dict[int, int] = {}  # how many log-probabilities, by the keys that ask for any
 
     def generate(self, requests: Sequence[DecodeRequest]) -> list[BackendResult]:
         from vllm.inputs import TokensPrompt
@@ -56,7 +57,7 @@ class VllmBackend:
         return [self._result(output.outputs[0]) for output in outputs]
 
     def add(self, request: DecodeRequest) -> int:
-        """Queue a request; the key that names it in `step`."""
+        """Queue a request; the key that names it in `step` and `abort`."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -64,15 +65,22 @@ class VllmBackend:
         key, self._next_key = self._next_key, self._next_key + 1
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         self._open().llm_engine.add_request(_request_id(key), prompt, params)
+        if request.sampling.logprobs is not None:
+            self._asked[key] = request.sampling.logprobs
         return key
+
+    def abort(self, *keys: int) -> None:
+        """Forget requests; nothing of those that are finished."""
+        self._open().llm_engine.abort_request([_request_id(key) for key in keys])
+        for key in keys:
+            self._asked.pop(key, None)
 
     def step(self) -> list[Commit]:
         """Decode on; what was committed, `row` being the request's key."""
         outputs = self._open().llm_engine.step()
-        return [_commit(_key_of(output.request_id), output.outputs[0]) for output in outputs]
+        return [self._commit(_key_of(output.request_id), output.outputs[0]) for output in outputs]
 
     def stream(self, requests: Sequence[DecodeRequest]) -> Iterator[list[Commit]]:
-        engine = self._open().llm_engine
         row_of: dict[int, int] = {}
         finished: set[int] = set()
         try:
@@ -84,7 +92,7 @@ class VllmBackend:
                 if commits:
                     yield [replace(commit, row=row_of[commit.row]) for commit in commits]
         finally:
-            engine.abort_request([_request_id(key) for key in row_of.keys() - finished])
+            self.abort(*(row_of.keys() - finished))
 
     def stats(self) -> BackendStats:
         llm = self._open()
@@ -120,6 +128,16 @@ class VllmBackend:
         if sampling.stop and not self.config.tokenizer:
             raise InputError("stop: texts end a response only where a tokenizer is loaded (tokenizer=true)")
         return VllmParams(**sampling_arguments(request, self.config.eos_ids), **more)
+
+    def _commit(self, key: int, output: Any) -> Commit:
+        tokens, asked = tuple(output.token_ids), self._asked.get(key)
+        reason = _reason(output) if output.finish_reason else None
+        if reason is not None:
+            self._asked.pop(key, None)
+        if asked is None:
+            return Commit(key, tokens, reason)
+        found = zip(tokens, output.logprobs, strict=True)
+        return Commit(key, tokens, reason, tuple(_logprob(token, likely, asked) for token, likely in found))
 
     def _result(self, output: Any) -> BackendResult:
         tokens = tuple(output.token_ids)
@@ -236,8 +254,10 @@ def _key_of(request_id: str) -> int:
     return int(request_id.removeprefix(_ID_PREFIX))
 
 
-def _commit(row: int, output: Any) -> Commit:
-    return Commit(row, tuple(output.token_ids), _reason(output) if output.finish_reason else None)
+def _logprob(token: int, likely: Mapping[int, Any], asked: int) -> TokenLogprob:
+    """`likely` holds the likeliest tokens and, whether or not it is one of them, the token itself."""
+    ranked = sorted(likely.items(), key=lambda item: item[1].rank)[:asked]
+    return TokenLogprob(likely[token].logprob, tuple((other, found.logprob) for other, found in ranked))
 
 
 def _reason(output: Any) -> FinishReason:

@@ -1,0 +1,81 @@
+"""Replicas of two processes, each with half of the model, on the CPU."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from cllm.engine.shards import FollowerLostError
+from cllm.errors import InputError
+from serving.replica import Replica
+from tests.serving.deployed import deployed, replica_pids
+from tests.serving.running import chunks_of, model_entry, text_of, wait_until
+
+SHARDED = "sharded"
+APP_NAME = f"shards{os.getpid()}"
+PROMPTS = ("How many", "SELECT", "grün und")
+
+
+@pytest.fixture
+def sharded(model_folder: Path) -> Iterator[Replica]:
+    replica = Replica(SHARDED, model_entry(model_folder, shards=2))
+    yield replica
+    replica.close()
+    assert not multiprocessing.active_children()
+
+
+def test_its_texts_are_those_of_one_process_and_a_dead_follower_fails_the_health_check(
+    sharded: Replica, replica: Replica
+) -> None:
+    for sampling in ({}, {"temperature": 1.0, "seed": 7}):
+        for prompt in PROMPTS:
+            chunks = chunks_of(sharded, prompt, 40, **sampling)
+            assert text_of(chunks) == text_of(chunks_of(replica, prompt, 40, **sampling))
+            assert chunks[-1].finish_reason is not None
+    sharded.check_health()
+    (follower,) = multiprocessing.active_children()
+    follower.kill()
+    follower.join()
+    with pytest.raises(FollowerLostError, match="rank 1 of the engine has died"):
+        sharded.check_health()
+
+
+def test_a_model_that_cannot_be_divided_is_refused(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="num_key_value_heads=2 cannot be divided among 3 ranks"):
+        Replica(SHARDED, model_entry(model_folder, shards=3))
+    assert not multiprocessing.active_children()
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.ray
+def test_in_serve_a_killed_replica_takes_its_followers_along_and_is_replaced(
+    model_folder: Path, replica: Replica
+) -> None:
+    args = {"models": {SHARDED: model_entry(model_folder, shards=2).model_dump()}, "ingress": {"cpus": 0.1}}
+    expected = text_of(chunks_of(replica, PROMPTS[0], 40))
+    with deployed(args, APP_NAME) as url:
+
+        def ask() -> str:
+            client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120)
+            options = {"model": SHARDED, "prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0}
+            return client.completions.create(**options).choices[0].text
+
+        assert ask() == expected
+        (victim,) = replica_pids(APP_NAME, SHARDED)
+        family = psutil.Process(victim).children(recursive=True)
+        assert any(process.is_running() for process in family)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_running, family)))
+        wait_until(lambda: replica_pids(APP_NAME, SHARDED) not in ([], [victim]))
+        assert ask() == expected
