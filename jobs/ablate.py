@@ -41,41 +41,19 @@ from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
 from cllm.tasks.prompts import draw_prompts
 from jobs import collect, stages
-from jobs.cli import exit_code_of, print_last_line_json, stage
+from jobs.cli import main_with, print_last_line_json, stage
 from jobs.cluster import connect
 from jobs.errors import input_error_in
 from jobs.pool import exclusive, exclusive_places
 from jobs.stages import Stage
 
-EXIT_STUDENTS_FAILED = 1
 FIGURE_NAME = "effects.svg"
 SUMMARY_NAME = "ablation.md"
 
 
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    result.add_argument("--grid", required=True, metavar="NAME", help=f"one of: {', '.join(GRIDS)}")
-    result.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the grid; may be repeated"
-    )
-    result.add_argument("--show", action="store_true", help="print the grid as JSON and stop")
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    arguments = parser().parse_args(argv)
-    failed = 0
-
-    def act() -> None:
-        nonlocal failed
-        grid = get_grid(arguments.grid).with_overrides(arguments.set)
-        if arguments.show:
-            print(grid.model_dump_json(indent=2))
-        else:
-            failed = run(grid)
-
-    return exit_code_of(act) or (EXIT_STUDENTS_FAILED if failed else 0)
+    return main_with(run, __doc__, argv, kind="grid", names=GRIDS, get=get_grid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ Every cell has a GPU, or a machine without GPUs, to itself. A finished cell is k
 that was killed goes on where it stopped. The last line is one JSON document; the exit code is 1 if a cell failed.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -40,40 +39,20 @@ from cllm.bench.prompts import Run
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
 from cllm.report.benchmark import write_report
-from jobs.cli import exit_code_of, print_last_line_json, stage
+from jobs.cli import main_with, print_last_line_json, stage
 from jobs.cluster import start
 from jobs.errors import input_error_in
 from jobs.pool import exclusive, exclusive_places
 
 MAX_ATTEMPTS = 2
-EXIT_CELLS_FAILED = 1
 CLOSE_SECONDS = 60.0  # for a worker to give its memory back
-
-
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    result.add_argument("--matrix", required=True, metavar="NAME", help=f"one of: {', '.join(MATRICES)}")
-    result.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the matrix; may be repeated"
-    )
-    result.add_argument("--show", action="store_true", help="print the matrix as JSON and stop")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    arguments = parser().parse_args(argv)
-    failed = 0
-
-    def act() -> None:
-        nonlocal failed
-        matrix = get_matrix(arguments.matrix).with_overrides(arguments.set)
-        if arguments.show:
-            print(matrix.model_dump_json(indent=2))
-        else:
-            failed = len(run(matrix).failed)
-
-    return exit_code_of(act) or (EXIT_CELLS_FAILED if failed else 0)
+    return main_with(
+        lambda matrix: len(run(matrix).failed), __doc__, argv, kind="matrix", names=MATRICES, get=get_matrix
+    )
 
 
 def run(matrix: MatrixRecipe) -> MatrixResults:

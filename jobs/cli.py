@@ -1,19 +1,25 @@
-"""The command line that all jobs share: `python jobs/NAME.py --recipe NAME --set a.b=c`."""
+"""The command line that all jobs share: `python jobs/NAME.py --recipe NAME --set a.b=c`.
+
+The benchmark takes a matrix in the recipe's place (`--matrix NAME`), the ablation a grid (`--grid NAME`).
+"""
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from cllm.config import Config
 from cllm.recipe import Recipe
 from cllm.recipes import get_recipe, recipe_names
 from jobs.errors import input_error_in
 
+EXIT_PARTS_FAILED = 1
 EXIT_BAD_INPUT = 2
 Job = Callable[[Recipe, argparse.Namespace], None]
+NamedConfig = TypeVar("NamedConfig", bound=Config)
 
 
 def main(
@@ -32,7 +38,7 @@ def main(
         argv: the arguments without the program's name; None: those of this process.
         add_arguments: adds the job's own options to the parser.
     """
-    parser = _parser(description)
+    parser = _parser(description, "recipe", recipe_names())
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -45,6 +51,36 @@ def main(
             job(recipe, arguments)
 
     return exit_code_of(act)
+
+
+def main_with(
+    run: Callable[[NamedConfig], int],
+    description: str | None,
+    argv: Sequence[str] | None,
+    *,
+    kind: str,
+    names: Iterable[str],
+    get: Callable[[str], NamedConfig],
+) -> int:
+    """The same for a job whose configuration is of another kind than a recipe; returns the exit code.
+
+    Args:
+        run: returns how many parts of its work failed; if any, the exit code is 1.
+        kind: the option's name.
+        names: what `get` knows.
+    """
+    arguments = _parser(description, kind, names).parse_args(argv)
+    failed = 0
+
+    def act() -> None:
+        nonlocal failed
+        config = get(getattr(arguments, kind)).with_overrides(arguments.set)
+        if arguments.show:
+            print(config.model_dump_json(indent=2))
+        else:
+            failed = run(config)
+
+    return exit_code_of(act) or (EXIT_PARTS_FAILED if failed else 0)
 
 
 def exit_code_of(act: Callable[[], None]) -> int:
@@ -79,16 +115,17 @@ def stage(title: str) -> Iterator[None]:
     print(f"== {title}: done in {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _parser(description: str | None) -> argparse.ArgumentParser:
+def _parser(description: str | None, kind: str, names: Iterable[str]) -> argparse.ArgumentParser:
     summary = (description or "").strip().partition("\n")[0]
     parser = argparse.ArgumentParser(description=summary, allow_abbrev=False)
-    parser.add_argument("--recipe", required=True, metavar="NAME", help=f"one of: {', '.join(recipe_names())}")
+    parser.add_argument(f"--{kind}", required=True, metavar="NAME", help=f"one of: {', '.join(names)}")
+    example = ", e.g. train.optim.steps=100" if kind == "recipe" else ""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe, e.g. train.optim.steps=100; may be repeated",
+        help=f"override a key of the {kind}{example}; may be repeated",
     )
-    parser.add_argument("--show", action="store_true", help="print the resolved recipe as JSON and stop")
+    parser.add_argument("--show", action="store_true", help=f"print the resolved {kind} as JSON and stop")
     return parser

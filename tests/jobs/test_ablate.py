@@ -16,6 +16,7 @@ from cllm.engine.collection import collect
 from cllm.layout import RunLayout
 from cllm.training.session import read_trajectories
 from jobs import ablate, stages
+from jobs.cli import EXIT_PARTS_FAILED
 from jobs.collect import Teacher
 from tests.jobs.running import FinishedRun, killed_job, run_job
 
@@ -87,7 +88,7 @@ def test_a_failed_student_is_shown_and_the_centre_of_another_grid_is_kept(resume
     levels = [{"value": rate, "overrides": [f"train.optim.learning_rate={rate}"]} for rate in (1e-3, 1e30)]
     overrides = (*resumed.overrides, f'factors=[{{"name": "rate", "levels": {json.dumps(levels)}}}]', "seeds=[1]")
     job = run_job("ablate", overrides, cwd=tmp_path, flag="--grid")
-    assert job.returncode == ablate.EXIT_STUDENTS_FAILED, job.stderr[-4000:]
+    assert job.returncode == EXIT_PARTS_FAILED, job.stderr[-4000:]
     last = json.loads(job.stdout.splitlines()[-1])
     assert (last["students"], last["kept"]) == (2, 1)
     (failed,) = last["failed"]

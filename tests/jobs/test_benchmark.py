@@ -9,6 +9,7 @@ import pytest
 from cllm.bench.matrix_results import MatrixResults, read_results
 from cllm.layout import RunLayout
 from jobs import benchmark
+from jobs.cli import EXIT_PARTS_FAILED
 from tests.bench.runs import make_scored_run
 from tests.jobs.running import FinishedRun, killed_job, run_job
 
@@ -86,7 +87,7 @@ def test_a_cell_that_fails_is_tried_again_and_shown(tmp_path: Path) -> None:
     runs = json.dumps([{"recipe": "debug", "overrides": overrides}])
     changed = (f"runs={runs}", f"output={tmp_path / 'results'}", 'methods=[{"kind":"ar"}]', "concurrencies=[1]")
     job = run_job("benchmark", changed, cwd=tmp_path, flag="--matrix")
-    assert job.returncode == benchmark.EXIT_CELLS_FAILED, job.stderr[-4000:]
+    assert job.returncode == EXIT_PARTS_FAILED, job.stderr[-4000:]
     done, failed = sorted(read_results([tmp_path / "results"]).records, key=lambda record: record.status)
     assert (done.cell.model, done.attempts) == ("teacher", 1)
     assert (failed.cell.model, failed.attempts, failed.status) == ("cllm", benchmark.MAX_ATTEMPTS, "failed")

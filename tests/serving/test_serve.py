@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 from openai import OpenAI
 from ray import serve
 
 from serving.build import app
 from serving.replica import Replica
+from tests.serving.deployed import deployed, replica_pids
 from tests.serving.running import MODEL_NAME, model_entry, wait_until
 
 pytestmark = pytest.mark.ray
@@ -29,12 +28,8 @@ LONG = {"max_tokens": 150, "extra_body": {"ignore_eos": True}}
 
 @dataclass(frozen=True)
 class Running:
-    port: int
+    url: str
     args: dict[str, Any]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
@@ -46,28 +41,12 @@ def running(model_folder: Path) -> Iterator[Running]:
     tiny = model_entry(model_folder, replicas=2).model_dump()
     small = model_entry(model_folder, max_queue=2, max_ongoing=2, routing="prefix").model_dump()
     args = {"models": {MODEL_NAME: tiny, SMALL: small}, "ingress": {"cpus": 0.1}}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app(args), name=APP_NAME, route_prefix="/")
-    yield Running(port, args)
-    serve.shutdown()
-    ray.shutdown()
+    with deployed(args, APP_NAME) as url:
+        yield Running(url, args)
 
 
-def replica_pids(model: str) -> list[int]:
-    """Of the processes that hold the model's replicas."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                title = (entry / "cmdline").read_text()
-            except OSError:
-                continue
-            if title.startswith(f"ray::ServeReplica:{APP_NAME}:{model}"):
-                found.append(int(entry.name))
-    return found
+def replicas() -> list[int]:
+    return replica_pids(APP_NAME, MODEL_NAME)
 
 
 def num_unfinished(model: str) -> int:
@@ -123,10 +102,10 @@ def test_a_replica_killed_under_streams_is_not_noticed(running: Running, server:
     with ThreadPoolExecutor(len(prompts)) as pool:
         answers = [pool.submit(stream, prompt) for prompt in prompts]
         started.wait()
-        victim = replica_pids(MODEL_NAME)[0]
+        victim = replicas()[0]
         os.kill(victim, signal.SIGKILL)
         assert [answer.result() for answer in answers] == expected
-    wait_until(lambda: len(replica_pids(MODEL_NAME)) == 2 and victim not in replica_pids(MODEL_NAME))
+    wait_until(lambda: len(replicas()) == 2 and victim not in replicas())
 
 
 def test_overload_is_refused_at_once_and_the_rest_finishes(running: Running) -> None:
@@ -183,13 +162,13 @@ def test_a_rolling_update_fails_no_request(running: Running) -> None:
             texts.add(running.client().completions.create(**asked).choices[0].text)
         return texts
 
-    before = replica_pids(MODEL_NAME)
+    before = replicas()
     changed = running.args | {
         "models": running.args["models"] | {MODEL_NAME: running.args["models"][MODEL_NAME] | {"stall_s": 61.0}}
     }
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(ask) for _ in range(4)]
         serve.run(app(changed), name=APP_NAME, route_prefix="/")
-        wait_until(lambda: not set(before) & set(replica_pids(MODEL_NAME)))
+        wait_until(lambda: not set(before) & set(replicas()))
         stop.set()
         assert len(set.union(*(answer.result() for answer in answers))) == 1
