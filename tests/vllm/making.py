@@ -41,6 +41,36 @@ def make_medusa(folder: Path, *, heads: int = 3, hidden: int = HIDDEN, vocab_siz
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def make_eagle3(folder: Path, target: PreTrainedModel) -> None:
+    """A random EAGLE-3 head over two layers of `target`, in the layout of its authors, which vLLM loads."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    config, hidden, inner = target.config, HIDDEN, 2 * HIDDEN
+    sizes = {
+        "fc": (hidden, 2 * hidden),
+        "midlayer.self_attn.q_proj": (hidden, 2 * hidden),  # of the token's embedding beside the hidden state
+        "midlayer.self_attn.k_proj": (config.num_key_value_heads * config.head_dim, 2 * hidden),
+        "midlayer.self_attn.v_proj": (config.num_key_value_heads * config.head_dim, 2 * hidden),
+        "midlayer.self_attn.o_proj": (hidden, hidden),
+        "midlayer.mlp.gate_proj": (inner, hidden),
+        "midlayer.mlp.up_proj": (inner, hidden),
+        "midlayer.mlp.down_proj": (hidden, inner),
+        "lm_head": (VOCAB, hidden),
+    }
+    norms = ("norm", *(f"midlayer.{name}" for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")))
+    weights = {f"{name}.weight": 0.1 * torch.randn(size) for name, size in sizes.items()}
+    save_file(weights | {f"{name}.weight": torch.ones(hidden) for name in norms}, folder / "model.safetensors")
+    settings = {
+        **config.to_diff_dict(),
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "intermediate_size": inner,
+        "num_hidden_layers": 1,
+        "draft_vocab_size": VOCAB,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2], "use_aux_hidden_state": True},
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
 def requests(count: int = 20, **sampling: object) -> list[DecodeRequest]:
     """One for each of PROMPTS, to be decoded to full length."""
     params = SamplingParams(ignore_eos=True, **sampling)  # type: ignore[arg-type]

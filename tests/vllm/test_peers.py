@@ -12,7 +12,7 @@ from cllm.vllm.backend import Backend, EngineBackend
 from cllm.vllm.config import PeerConfig
 from cllm.vllm.llm import VllmBackend
 from tests.engine.making import make_engine
-from tests.vllm.making import PROMPTS, greedy, make_medusa, make_model, requests
+from tests.vllm.making import PROMPTS, greedy, make_eagle3, make_medusa, make_model, requests
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
 
@@ -74,8 +74,13 @@ def test_ar_equals_transformers_at_once_and_streamed(
     backend.close()
 
 
-def test_ngram_equals_ar(target: tuple[Path, PreTrainedModel], expected: list[tuple[int, ...]]) -> None:
-    backend = open_backend(target[0], "ngram", ngram_min=1)
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
+def test_methods_without_a_draft_equal_ar(
+    target: tuple[Path, PreTrainedModel], expected: list[tuple[int, ...]], method: str
+) -> None:
+    if method == "suffix":
+        pytest.importorskip("arctic_inference", reason="no arctic-inference: pip install arctic-inference==0.1.1")
+    backend = open_backend(target[0], method, ngram_min=1)
     assert answers(backend) == expected
     acceptance = backend.stats().acceptance
     assert acceptance is not None
@@ -96,12 +101,13 @@ def test_a_draft_equal_to_its_target_is_always_accepted(
     backend.close()
 
 
-def test_another_draft_and_medusa_heads_are_lossless(
+def test_another_draft_and_heads_of_both_kinds_are_lossless(
     target: tuple[Path, PreTrainedModel], expected: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     make_model(tmp_path / "draft", seed=1, layers=1)
     make_medusa(tmp_path / "medusa", heads=GUESSES)
-    for method in ("draft_model", "medusa"):
+    make_eagle3(tmp_path / "eagle3", target[1])
+    for method in ("draft_model", "medusa", "eagle3"):
         draft = tmp_path / method.partition("_")[0]
         backend = open_backend(target[0], method, draft=str(draft))
         assert answers(backend) == expected
