@@ -73,7 +73,7 @@ class Row:
     def group(self) -> str:
         """Rows of one group answer the same prompts in the same way on the same device."""
         platform, load = self.cell.platform, self.cell.load
-        threads = f", {platform.threads} threads" if platform.threads else ""
+        threads = f", {threads_text(platform.threads)}" if platform.threads else ""
         sampling = f", {sampling_text(load)}" if load.temperature else ""
         return f"{self.cell.run}, {self.cell.task}, {platform.device}{threads}{sampling}"
 
@@ -115,6 +115,10 @@ def sampling_text(load: LoadConfig) -> str:
     return "greedy" if load.temperature == 0 else f"temperature {load.temperature:g}, top-p {load.top_p:g}"
 
 
+def threads_text(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def _time(record: CellRecord) -> str:
     return str(record.provenance.get("time", ""))
 
@@ -124,8 +128,8 @@ def _subject(cell: Cell) -> tuple[object, ...]:
     return *_where(cell), cell.model, cell.load.temperature, cell.load.top_p
 
 
-def _state(cell: Cell) -> tuple[str, str, str]:
-    return cell.weights, cell.data, _load(cell)
+def _state(cell: Cell) -> tuple[str, ...]:
+    return cell.weights, cell.data, cell.precision, _load(cell)
 
 
 def _measured(cell: Cell) -> tuple[object, ...]:
@@ -151,7 +155,7 @@ class _Baselines:
 
     @staticmethod
     def _name(cell: Cell, model: SubjectName, name: str) -> tuple[object, ...]:
-        return *_where(cell), cell.data, _load(cell), cell.seed, cell.concurrency, model, name
+        return *_where(cell), cell.data, cell.precision, _load(cell), cell.seed, cell.concurrency, model, name
 
 
 def _place(cell: Cell) -> tuple[object, ...]:

@@ -139,3 +139,16 @@ def test_scores_are_paired_by_prompt():
     assert minus is not None
     assert minus.mean == fmean(cllm) - fmean(teacher) == 0
     assert minus.low < 0 < minus.high
+
+
+def test_precisions_do_not_mix():
+    """A model measured again in another precision is a new state; a baseline of another one is none."""
+    old, new = {"provenance": at("2026-01-01")}, {"provenance": at("2026-02-01")}
+    records = [
+        make_record(make_cell(AR, precision="fp32"), **old),
+        make_record(make_cell(BLOCK, precision="fp32"), **old),
+        make_record(make_cell(BLOCK, precision="bf16"), **new),
+    ]
+    (row,) = compare(records)
+    assert (row.cell.method, row.cell.precision, row.speedup) == (BLOCK, "bf16", None)
+    assert row.minus_teacher is None
