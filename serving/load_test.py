@@ -16,12 +16,13 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -30,6 +31,7 @@ from cllm.provenance import collect_provenance
 
 SCHEMA_VERSION = 1
 _PERCENTILES = (50, 90, 95, 99)
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,28 @@ async def run_load(load: Load, prompts: Sequence[str]) -> tuple[list[Answer], fl
     asked = list(islice(cycle(prompts), load.num_requests))
     async with aiohttp.ClientSession(load.url, headers=headers, timeout=timeout, connector=connector) as session:
         start = time.perf_counter()
+        ask = partial(_ask, session, load, start)
         if load.concurrency is not None:
-            answers = await _closed_loop(session, load, asked, load.concurrency, start)
+            answers = await closed_loop(ask, asked, load.concurrency)
         else:
             assert load.rate is not None
-            answers = await _open_loop(session, load, asked, arrival_times(load.rate, len(asked), load.seed), start)
+            answers = await _open_loop(ask, asked, arrival_times(load.rate, len(asked), load.seed), start)
         return answers, time.perf_counter() - start
+
+
+async def closed_loop(
+    ask: Callable[[Asked], Awaitable[Answer]], requests: Sequence[Asked], concurrency: int
+) -> list[Answer]:
+    """All answers, in the order in which they came; so many clients each ask again when they have one."""
+    waiting = iter(requests)
+    answers: list[Answer] = []
+
+    async def client() -> None:
+        for request in waiting:
+            answers.append(await ask(request))
+
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return answers
 
 
 def arrival_times(rate: float, count: int, seed: int) -> list[float]:
@@ -170,31 +188,17 @@ def _prompt(line: str, where: str) -> str:
     return prompt
 
 
-async def _closed_loop(
-    session: aiohttp.ClientSession, load: Load, prompts: Sequence[str], concurrency: int, start: float
-) -> list[Answer]:
-    waiting = iter(prompts)
-    answers: list[Answer] = []
-
-    async def client() -> None:
-        for prompt in waiting:
-            answers.append(await _ask(session, load, prompt, start))
-
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    return answers
-
-
 async def _open_loop(
-    session: aiohttp.ClientSession, load: Load, prompts: Sequence[str], times: Sequence[float], start: float
+    ask: Callable[[str], Awaitable[Answer]], prompts: Sequence[str], times: Sequence[float], start: float
 ) -> list[Answer]:
     async def at(moment: float, prompt: str) -> Answer:
         await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
-        return await _ask(session, load, prompt, start)
+        return await ask(prompt)
 
     return list(await asyncio.gather(*map(at, times, prompts)))
 
 
-async def _ask(session: aiohttp.ClientSession, load: Load, prompt: str, start: float) -> Answer:
+async def _ask(session: aiohttp.ClientSession, load: Load, start: float, prompt: str) -> Answer:
     body = {
         "model": load.model,
         "prompt": prompt,

@@ -1,6 +1,7 @@
 """What a replica tells Prometheus, through Ray's metrics agent of its node.
 
-Names get the prefix `ray_`; inside a replica Serve adds the labels application, deployment and replica.
+Names get the prefix `ray_`; inside a replica Serve adds the labels application, deployment and replica. Of a histogram
+the agent gets the buckets only, and makes its sum from their middles: where a mean has to be right, divide counters.
 """
 
 import time
@@ -8,11 +9,13 @@ from typing import Any
 
 from ray.serve import metrics
 
-from cllm.engine.engine import Engine, StepStats
+from cllm.engine.engine import StepStats
 from serving.messages import Chunk
 
 _SECONDS: list[float] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120]
-_TOKENS: list[float] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128, 256]
+# Buckets around whole numbers, so that quantiles and middles are the numbers themselves.
+_TOKENS: list[float] = [0.5, *(n + 0.5 for n in range(1, 17)), 24.5, 32.5, 48.5, 64.5, 128.5, 256.5]
+_RATIOS: list[float] = [0.99, 1.01, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64]
 
 
 class StepMetrics:
@@ -20,16 +23,23 @@ class StepMetrics:
 
     def __init__(self, model: str) -> None:
         self._rows = _gauge("cllm_batch_rows", "Rows decoded in the latest step", model)
+        self._waiting = _gauge("cllm_waiting_requests", "Requests in the engine that wait for a row", model)
         self._window = _gauge("cllm_window_tokens", "Window n of the latest step", model)
         self._cache = _gauge("cllm_cache_used_ratio", "Share of the cache's blocks that hold running requests", model)
-        self._milliseconds = _histogram("cllm_step_seconds", "Time from step to step", _SECONDS, model)
+        self._seconds = _histogram("cllm_step_seconds", "Time from step to step", _SECONDS, model)
+        self._was_idle = True
 
-    def observe(self, engine: Engine, stats: StepStats) -> None:
-        pool = engine.scheduler.pool
-        self._rows.set(stats.rows)
+    def observe(self, stats: StepStats) -> None:
+        is_idle = stats.unfinished == 0  # then no step follows that could say so
+        self._rows.set(0 if is_idle else stats.rows)
         self._window.set(stats.window)
-        self._cache.set(1 - pool.num_available / (pool.num_blocks - 1))
-        self._milliseconds.observe(stats.milliseconds / 1000)
+        if stats.waiting is not None:
+            self._waiting.set(stats.waiting)
+        if stats.cache_used is not None:
+            self._cache.set(stats.cache_used)
+        if not self._was_idle:  # else the time since the step before is that of waiting for a request
+            self._seconds.observe(stats.milliseconds / 1000)
+        self._was_idle = is_idle
 
 
 class RequestMetrics:
@@ -42,7 +52,7 @@ class RequestMetrics:
         self._first = _histogram("cllm_first_token_seconds", "From the client's asking to its tokens", _SECONDS, model)
         self._between = _histogram("cllm_inter_token_seconds", "Time between chunks, a token", _SECONDS, model)
         self._accepted = _histogram("cllm_accepted_tokens", "Tokens that a step commits to a row", _TOKENS, model)
-        self._per_forward = _histogram("cllm_tokens_per_forward", "TPF of whole responses", _TOKENS, model)
+        self._per_forward = _histogram("cllm_tokens_per_forward", "TPF of whole responses", _RATIOS, model)
 
     def follow(self, arrived_at: float) -> "RequestTimer":
         self._queue.observe(max(0.0, time.time() - arrived_at))  # clocks of two nodes may differ

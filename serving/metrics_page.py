@@ -1,4 +1,4 @@
-"""One page with our metrics of all nodes, for Prometheus installations that do not watch Ray's own pages."""
+"""One page with the metrics of serving of all nodes, for Prometheus installations that do not watch Ray's own pages."""
 
 import asyncio
 import urllib.request
@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-_OURS = "ray_cllm_"
+# Ours, and what Serve's proxies answered: a request that no replica took is counted there alone.
+_SHOWN = ("ray_cllm_", "ray_serve_num_http_requests")
 _TIMEOUT_S = 5
 
 
@@ -21,11 +22,11 @@ async def read_cluster_metrics() -> str:
 
 
 def merge_pages(pages: Iterable[str]) -> str:
-    """The samples of our metrics, each metric described once."""
+    """The samples of the metrics to be shown, each metric described once."""
     merged: dict[str, Metric] = {}
     for page in pages:
         for family in text_string_to_metric_families(page):
-            if family.name.startswith(_OURS):
+            if family.name.startswith(_SHOWN):
                 merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 merged[family.name].samples += family.samples
     registry = CollectorRegistry(auto_describe=False)

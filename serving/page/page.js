@@ -1,44 +1,20 @@
-// Chat on the left; on the right the same conversation decoded by two models, their steps in colours.
+// Chat on the left; on the right the same conversation decoded by two models at the same time.
 
-import { EventReader, Figures, colour, readStep } from "./stream.js";
+import { Lane } from "./lane.js";
+import { Replay } from "./replay.js";
+import { EventReader, compare, readStep } from "./stream.js";
 
-const find = (selector, from = document) => from.querySelector(selector);
+const find = (selector) => document.querySelector(selector);
 const conversation = [];
+const withoutTemplate = new Set(); // models that can only continue a text
+const lanes = { ar: new Lane(find('[data-lane="ar"]')), jacobi: new Lane(find('[data-lane="jacobi"]')) };
+const replay = new Replay(Object.values(lanes), {
+  box: find("#replay"),
+  play: find("#play"),
+  pass: find("#pass"),
+  number: find("#pass-number"),
+});
 let running = null;
-
-class Lane {
-  constructor(name) {
-    const article = find(`[data-lane="${name}"]`);
-    this.select = find("select", article);
-    this.figures = find(".figures", article);
-    this.output = find("pre", article);
-  }
-
-  get model() {
-    return this.select.value;
-  }
-
-  clear() {
-    this.output.replaceChildren();
-    this.figures.textContent = "";
-    this.counts = new Figures();
-  }
-
-  add(step) {
-    const span = document.createElement("span");
-    span.className = `step ${colour(step.accepted)}`;
-    span.textContent = step.text;
-    span.title = `${step.accepted} tokens`;
-    this.output.append(span);
-    this.counts.add(step.accepted, performance.now());
-    const { tokens, steps, tokensPerForward, tokensPerSecond } = this.counts;
-    this.figures.textContent =
-      `${tokens} tokens, ${steps} forward passes, ${tokensPerForward.toFixed(2)} tokens per pass, ` +
-      `${tokensPerSecond.toFixed(0)} tokens/s`;
-  }
-}
-
-const lanes = { ar: new Lane("ar"), jacobi: new Lane("jacobi") };
 
 function headers() {
   const key = find("#key").value;
@@ -53,6 +29,7 @@ async function post(path, body, signal) {
 
 /** A model without a chat template continues the last message instead. */
 async function ask(model, signal) {
+  const complete = (options) => post("v1/completions", { ...options, prompt: conversation.at(-1).content }, signal);
   const options = {
     model,
     stream: true,
@@ -61,16 +38,17 @@ async function ask(model, signal) {
     max_tokens: Number(find("#max-tokens").value),
     temperature: Number(find("#temperature").value),
   };
+  if (withoutTemplate.has(model)) return complete(options);
   try {
     return await post("v1/chat/completions", { ...options, messages: conversation }, signal);
   } catch (error) {
     if (!error.message.includes("no chat template")) throw error;
-    return await post("v1/completions", { ...options, prompt: conversation.at(-1).content }, signal);
+    withoutTemplate.add(model);
+    return complete(options);
   }
 }
 
 async function decode(lane, onText, signal) {
-  lane.clear();
   const answer = await ask(lane.model, signal);
   const reader = new EventReader();
   for await (const text of answer.body.pipeThrough(new TextDecoderStream())) {
@@ -88,6 +66,7 @@ function addMessage(role, text) {
   element.className = `message ${role}`;
   element.textContent = text;
   find("#messages").append(element);
+  element.scrollIntoView({ block: "nearest" });
   return element;
 }
 
@@ -95,24 +74,50 @@ function setRunning(controller) {
   running = controller;
   find("#send").disabled = controller !== null;
   find("#stop").disabled = controller === null;
+  find("#race").dataset.state = controller === null ? "done" : "running";
+}
+
+function setScale(passes) {
+  find("#race").style.setProperty("--passes", passes);
+}
+
+function clearRace() {
+  replay.hide();
+  find("#problem").textContent = find("#verdict").textContent = "";
+  setScale(find("#max-tokens").value);
+  for (const lane of Object.values(lanes)) lane.clear();
+}
+
+function showResult() {
+  const [ar, jacobi] = [lanes.ar.recording, lanes.jacobi.recording];
+  const { same, message } = compare(ar, jacobi);
+  find("#verdict").textContent = message;
+  find("#verdict").className = same ? "same" : "";
+  setScale(Math.max(ar.passes, jacobi.passes));
 }
 
 async function send(event) {
   event.preventDefault();
+  if (running) return;
   const prompt = find("#prompt").value;
+  const isFirst = conversation.length === 0; // most models answer too fast for eyes: show at once what happened
   conversation.push({ role: "user", content: prompt });
   addMessage("user", prompt);
   find("#prompt").value = "";
-  find("#problem").textContent = "";
+  clearRace();
   const reply = addMessage("assistant", "");
+  find("#race").scrollIntoView({ block: "nearest" });
   setRunning(new AbortController());
   const results = await Promise.allSettled([
     decode(lanes.jacobi, (text) => reply.append(text), running.signal),
     decode(lanes.ar, () => {}, running.signal),
   ]);
+  const failed = results.find((result) => result.status === "rejected");
+  if (!failed) showResult();
+  else if (failed.reason.name !== "AbortError") showProblem(failed.reason);
+  replay.offer();
+  if (!failed && isFirst && !matchMedia("(prefers-reduced-motion: reduce)").matches) replay.start();
   setRunning(null);
-  const failed = results.find((result) => result.status === "rejected" && result.reason.name !== "AbortError");
-  if (failed) find("#problem").textContent = failed.reason.message;
   if (reply.textContent) conversation.push({ role: "assistant", content: reply.textContent });
   else {
     conversation.pop();
@@ -138,6 +143,11 @@ function showProblem(error) {
 }
 
 find("#form").addEventListener("submit", send);
+find("#prompt").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  find("#form").requestSubmit();
+});
 find("#stop").addEventListener("click", () => running?.abort());
 find("#key").addEventListener("change", () => loadModels().catch(showProblem));
 loadModels().catch(showProblem);

@@ -1,5 +1,6 @@
 """Models, applications and servers for the tests of serving."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -13,12 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cllm.decoding.records import SamplingParams
 from cllm.models import save_model
 from cllm.tasks.tokenizer import train_tokenizer
 from serving.app import create_app
-from serving.config import Limits, Model
+from serving.config import CllmModel, Limits
 from serving.keys import KeyRing
-from serving.messages import Backend
+from serving.messages import Backend, Chunk, GenerateRequest, Prompt
+from serving.replica import Replica
 from serving.service import Service
 
 MODEL_NAME = "tiny"
@@ -32,15 +35,15 @@ TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE, hidden: int = 32) -> Path:
     """Logits are spread widely, so that rounding never decides; hardly ever ends by itself."""
     tokenizer = train_tokenizer(TEXTS * 4, 300)
     tokenizer.chat_template = template
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -54,10 +57,25 @@ def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
     return folder
 
 
-def model_entry(folder: Path, **settings: object) -> Model:
+def model_entry(folder: Path, **settings: object) -> CllmModel:
     options = {"window": 8, "max_rows": 8, "max_tokens": CONTEXT, "block_tokens": 8}
     data = {"engine": "cllm", "path": str(folder), "options": options, "cpus": 0.1}
-    return Model.model_validate(data | settings)
+    return CllmModel.model_validate(data | settings)
+
+
+def chunks_of(replica: Replica, prompt: Prompt, count: int, **sampling: object) -> list[Chunk]:
+    """What the replica answers, asked without HTTP."""
+    params = SamplingParams(**sampling)  # type: ignore[arg-type]
+    request = GenerateRequest("test", prompt, count, params, time.time())
+
+    async def run() -> list[Chunk]:
+        return [chunk async for chunk in replica.generate(request)]
+
+    return asyncio.run(run())
+
+
+def text_of(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
 
 
 def local_app(backends: Mapping[str, Backend], *, limits: Limits | None = None, keys: KeyRing | None = None) -> FastAPI:

@@ -10,6 +10,7 @@ import pytest
 
 from cllm.errors import InputError
 from serving.config import AppConfig, Keys, Limits
+from serving.engines import check_model
 from serving.keys import KeyRing
 from serving.replica import Replica
 from tests.serving.running import (
@@ -187,7 +188,12 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"models": {}}, "models"),
     ({"models": {"a": MODEL | {"engine": "tgi"}}}, "engine"),
     ({"models": {"a": {"path": "x"}}}, "engine"),
-    ({"models": {"a": MODEL | {"gpus": 2}}}, "gpus"),
+    ({"models": {"a": MODEL | {"gpus": 9}}}, "gpus"),
+    ({"models": {"a": MODEL | {"gpus": 2, "shards": 3}}}, "shards=3 does not fit gpus=2"),
+    ({"models": {"a": {"engine": "vllm", "path": "x"}}}, "options"),
+    ({"models": {"a": {"engine": "vllm", "path": "x", "options": {"method": "beam"}}}}, "method"),
+    ({"models": {"a": {"engine": "vllm", "path": "x", "options": {"method": "ar", "window": 3}}}}, "window"),
+    ({"models": {"a": {"engine": "vllm", "path": "x", "options": {"method": "ar"}, "precision": "bf16"}}}, "precision"),
     ({"models": {"a": MODEL | {"replicas": 0}}}, "replicas"),
     ({"models": {"a": MODEL | {"options": {"windw": 3}}}}, "windw"),
     ({"models": {"a": MODEL}, "limts": {}}, "limts"),
@@ -207,3 +213,17 @@ def test_more_gpus_than_the_cluster_has() -> None:
     with pytest.raises(InputError, match=r"need 3 GPUs \(a 1 x 3\), the cluster has 2"):
         config.check_fits({"GPU": 2})
     config.model_copy(update={"wait_for_gpus": True}).check_fits({})
+
+
+def test_a_replica_has_its_gpus_on_one_node() -> None:
+    config = AppConfig.from_data({"models": {"a": MODEL | {"gpus": 4}}}, where="args")
+    config.check_fits({"GPU": 4}, largest_node=4)
+    with pytest.raises(InputError, match=r"models\.a: a replica needs 4 GPUs of one node, none has more than 2"):
+        config.check_fits({"GPU": 4}, largest_node=2)
+
+
+def test_settings_of_vllm_that_contradict_each_other_are_named() -> None:
+    options = {"method": "medusa"}
+    config = AppConfig.from_data({"models": {"m": {"engine": "vllm", "path": "x", "options": options}}}, where="args")
+    with pytest.raises(InputError, match=r"models\.m: draft: method medusa needs draft checkpoint"):
+        check_model("m", config.models["m"])

@@ -24,7 +24,11 @@ def test_everything_that_the_page_asks_for_is_there(server: Server) -> None:
     html = httpx.get(server.url).text
     links = [link for link in re.findall(r'(?:href|src)="([^"]+)"', html) if not link.startswith("data:")]
     assert len(links) >= 2
-    for link in [*links, "page/stream.js"]:
+    imported = {
+        f"page/{name}" for script in PAGE.glob("*.js") for name in re.findall(r'from "\./(.+)"', script.read_text())
+    }
+    assert {f"page/{file.name}" for file in PAGE.iterdir()} - {"page/index.html"} == imported | set(links)
+    for link in [*links, *imported]:
         answer = httpx.get(f"{server.url}/{link}")
         assert answer.status_code == 200
         assert answer.text == (PAGE / Path(link).name).read_text()

@@ -1,0 +1,272 @@
+r"""What HTTP and Serve cost: the same requests through HTTP and given to the engine itself, in turns.
+
+    python serving/overhead.py --config serving/laptop.yaml --model jacobi --set options.max_rows=32 \
+        --prompts prompts.jsonl --output overhead.json
+
+One replica in a Serve application of its own on this machine; both ways use its one engine, in its process, so nothing
+differs but the way: HTTP, JSON, tokenizing, Ray's calls, text from tokens. The clients of both are closed loops and ask
+greedily. Those of HTTP need a core of their own, or their work counts as overhead. The report is one JSON document, on
+the last line of standard output or in --output; a table comes before it.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+import yaml  # type: ignore[import-untyped]
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from cllm.artifacts import write_atomic
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.errors import InputError
+from cllm.provenance import collect_provenance
+from serving.build import Ingress
+from serving.config import AppConfig, CllmModel
+from serving.load_test import Answer, Load, closed_loop, read_prompts, run_load
+from serving.prompts import encode
+from serving.replica import Replica
+
+SCHEMA_VERSION = 1
+_FIRST_MAX_TOKENS = 16  # where only the first one is timed
+Answers = tuple[list[Answer], float]  # and the seconds from the first request to the last token
+Way = Callable[[Load], Answers]
+
+
+class MeasuredReplica(Replica):
+    """A replica that can also put requests to its engine by itself."""
+
+    async def measure(self, load: Load, prompts: Sequence[str]) -> Answers:
+        """As `serving.load_test.run_load`; tokens in, tokens out."""
+        sampling = SamplingParams(temperature=load.temperature, seed=load.seed)
+        known = [DecodeRequest(encode(self._tokenizer, prompt), load.max_tokens, sampling) for prompt in prompts]
+        requests = [known[index % len(known)] for index in range(load.num_requests)]
+        start = time.perf_counter()
+        answers = await closed_loop(partial(self._ask, start), requests, load.concurrency or 1)
+        return answers, time.perf_counter() - start
+
+    async def _ask(self, start: float, request: DecodeRequest) -> Answer:
+        answer = Answer(time.perf_counter() - start)
+        async with aclosing(self._engine.stream(request)) as commits:
+            async for commit in commits:
+                answer.chunks_at.append(time.perf_counter() - start)
+                answer.num_tokens += len(commit.token_ids)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one way in one repeat: tokens a second under load, median seconds to the first token of a lone request."""
+
+    tokens_per_s: float
+    first_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Both ways, one right after the other."""
+
+    engine: Figures
+    http: Figures
+
+
+def measure(engine: Way, http: Way, busy: Load, lone: Load, repeats: int) -> list[Repeat]:
+    """The ways in turns, each first in every other repeat, after a round that does not count."""
+    for way in (engine, http):
+        _figures(way, replace(busy, num_requests=busy.concurrency or 1), replace(lone, num_requests=2))
+    found = []
+    for index in range(repeats):
+        if index % 2 == 0:
+            of_engine = _figures(engine, busy, lone)
+            found.append(Repeat(of_engine, _figures(http, busy, lone)))
+        else:
+            of_http = _figures(http, busy, lone)
+            found.append(Repeat(_figures(engine, busy, lone), of_http))
+    return found
+
+
+def summarise(repeats: Sequence[Repeat]) -> dict[str, dict[str, float]]:
+    """Medians over the repeats; quotient and difference are taken within a repeat, so slow drifts cancel."""
+    quotients = [r.http.tokens_per_s / r.engine.tokens_per_s for r in repeats]
+    differences = [r.http.first_token_s - r.engine.first_token_s for r in repeats]
+    return {
+        "tokens_per_s": {
+            "engine": median(r.engine.tokens_per_s for r in repeats),
+            "http": median(r.http.tokens_per_s for r in repeats),
+            **_spread("http_over_engine", quotients),
+        },
+        "first_token_s": {
+            "engine": median(r.engine.first_token_s for r in repeats),
+            "http": median(r.http.first_token_s for r in repeats),
+            **_spread("http_minus_engine", differences),
+        },
+    }
+
+
+def table(summary: dict[str, dict[str, float]], concurrency: int) -> str:
+    """Two rows: throughput under load, time to the first token of a lone request."""
+    speed, first = summary["tokens_per_s"], {key: 1000 * value for key, value in summary["first_token_s"].items()}
+    share, added = "http_over_engine", "http_minus_engine"
+    rows = [
+        ("", "engine", "HTTP", "HTTP against engine (least to most)"),
+        (
+            f"tokens/s, {concurrency} requests at a time", f"{speed['engine']:.1f}", f"{speed['http']:.1f}",
+            f"{speed[share]:.1%} ({speed[share + '_min']:.1%} to {speed[share + '_max']:.1%})",
+        ),
+        (
+            "ms to the first token, 1 request at a time", f"{first['engine']:.2f}", f"{first['http']:.2f}",
+            f"{first[added]:+.2f} ({first[added + '_min']:+.2f} to {first[added + '_max']:+.2f})",
+        ),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<44}{engine:>10}{http:>10}  {both}" for name, engine, http, both in rows)
+
+
+def read_model(path: Path, name: str, overrides: Sequence[str]) -> CllmModel:
+    """The model's entry in a file of `serve deploy`.
+
+    Raises:
+        InputError: no such file or model, another engine than ours, or an override that does not fit.
+    """
+    try:
+        found = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise InputError(f"--config {path}: not a file for `serve deploy`: {error}") from error
+    models = {
+        known: model
+        for application in found.applications
+        for known, model in AppConfig.from_data(application.args, where=str(path)).models.items()
+    }
+    model = models.get(name)
+    if not isinstance(model, CllmModel):
+        ours = [known for known, model in models.items() if isinstance(model, CllmModel)]
+        raise InputError(f"--model {name}: {path} has {', '.join(ours) or 'no model'} with our engine")
+    return model.with_overrides(overrides)
+
+
+def document(arguments: argparse.Namespace, model: CllmModel, repeats: Sequence[Repeat]) -> dict[str, Any]:
+    """Settings, figures of each repeat, their summary, provenance."""
+    given = model.model_dump(mode="json", exclude={"path", "revision", "replicas"})  # no folders of this machine
+    asked = ("requests", "lone_requests", "max_tokens", "concurrency")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "overhead",
+        "model": arguments.model,
+        "settings": {name: getattr(arguments, name) for name in asked} | {"model": given},
+        **summarise(repeats),
+        "repeats": [asdict(repeat) for repeat in repeats],
+        "provenance": collect_provenance(["serving/overhead.py", *arguments.words]),
+    }
+
+
+@contextmanager
+def deployed(name: str, model: CllmModel) -> Iterator[tuple[str, serve.handle.DeploymentHandle[MeasuredReplica]]]:
+    """URL and handle of one replica, on a Ray that ends with it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(_application(name, model), name="overhead", route_prefix="/")
+        yield f"http://127.0.0.1:{port}", serve.get_deployment_handle(name, "overhead")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _application(name: str, model: CllmModel) -> serve.Application:
+    config = AppConfig(models={name: model})
+    deploy: Any = serve.deployment  # its annotation knows the decorator only
+    replica = deploy(MeasuredReplica).options(
+        name=name,
+        max_ongoing_requests=model.ongoing,
+        max_queued_requests=model.max_queue,
+        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+    )
+    ingress = deploy(Ingress).options(
+        max_ongoing_requests=config.ingress.connections, ray_actor_options={"num_cpus": config.ingress.cpus}
+    )
+    bound: serve.Application = ingress.bind(config, {name: replica.bind(name, model)})
+    return bound
+
+
+def _figures(way: Way, busy: Load, lone: Load) -> Figures:
+    answers, seconds = _complete(way(busy))
+    speed = sum(answer.num_tokens for answer in answers) / seconds
+    answers, _ = _complete(way(lone))
+    return Figures(speed, median(answer.first_token_s for answer in answers))
+
+
+def _complete(found: Answers) -> Answers:
+    failed = [answer.error or "no tokens" for answer in found[0] if answer.error or not answer.chunks_at]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(found[0])} requests failed, the first with: {failed[0]}")
+    return found
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """With `words` themselves, for the provenance."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of `serve deploy`")
+    parser.add_argument("--model", required=True, metavar="NAME", help="in that file; one replica, without keys")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="as of serving/load_test.py")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in the model's entry")
+    parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="for throughput (default 32)")
+    parser.add_argument("--requests", type=int, default=256, metavar="N", help="for throughput (default 256)")
+    parser.add_argument("--lone-requests", type=int, default=50, metavar="N", help="for the first token (default 50)")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default 128)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
+    parser.add_argument("--output", type=Path, metavar="FILE")
+    asked = parser.parse_args(words, argparse.Namespace(words=list(words)))
+    for name in ("concurrency", "requests", "lone_requests", "max_tokens", "repeats"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be > 0, got {getattr(asked, name)}")
+    return asked
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit code: 0, or 2 for bad input."""
+    asked = parse_arguments(words)
+    try:
+        prompts = read_prompts(asked.prompts)
+        model = read_model(asked.config, asked.model, asked.set)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with deployed(asked.model, model) as (url, handle):
+        busy = Load(url, asked.model, asked.requests, asked.max_tokens, asked.concurrency)
+        shortest = min(asked.max_tokens, _FIRST_MAX_TOKENS)
+        lone = Load(url, asked.model, asked.lone_requests, shortest, concurrency=1)
+        repeats = measure(
+            lambda load: handle.measure.remote(load, prompts).result(),
+            lambda load: asyncio.run(run_load(load, prompts)),
+            busy,
+            lone,
+            asked.repeats,
+        )
+    found = document(asked, model, repeats)
+    if asked.output is not None:
+        write_atomic(asked.output, json.dumps(found, indent=2) + "\n")
+    print(f"{table(found, asked.concurrency)}\n\n{json.dumps(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""The page in a browser: both decoders show what the API says, at any width, and the replay shows earlier states."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.replica import Replica
+from tests.serving.running import Server, local_app, model_entry, save_tiny_model, serving_on_a_port
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+OPTIONS = {"window": 8, "max_rows": 4, "max_tokens": 160, "block_tokens": 8}
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PROMPT, TOKENS = "How many singers?", 60
+
+
+@pytest.fixture(scope="module")
+def pair(model_folder: Path) -> Iterator[Server]:
+    """One model, decoded in both ways."""
+    replicas = {
+        name: Replica(name, model_entry(model_folder, options=OPTIONS | {"window": window}))
+        for name, window in (("ar", 1), ("jacobi", 8))
+    }
+    with serving_on_a_port(local_app(replicas)) as server:
+        yield server
+    for replica in replicas.values():
+        replica.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    profile = tmp_path_factory.mktemp("profile")
+    with playwright.sync_playwright() as library:
+        context = library.chromium.launch_persistent_context(
+            str(profile), executable_path=CHROMIUM, args=ARGUMENTS, chromium_sandbox=False, reduced_motion="reduce"
+        )
+        context.set_default_timeout(60_000)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser wrote to its console as an error."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Any, pair: Server, complaints: list[str]) -> Iterator[Any]:
+    opened = browser.new_page()
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.goto(pair.url)
+    yield opened
+    opened.close()
+
+
+def ask(page: Any, prompt: str = PROMPT, tokens: int = TOKENS) -> None:
+    """Type a prompt, and wait until both have answered."""
+    page.fill("#max-tokens", str(tokens))
+    page.type("#prompt", prompt)
+    page.press("#prompt", "Enter")
+    page.wait_for_selector('#race[data-state="done"]')
+
+
+def figure(page: Any, lane: str, name: str) -> float:
+    return float(page.inner_text(f'[data-lane="{lane}"] [data-figure="{name}"]'))
+
+
+def text(page: Any, lane: str) -> str:
+    return str(page.inner_text(f'[data-lane="{lane}"] .committed'))
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_both_decoders_show_the_apis_text(page: Any, pair: Server, complaints: list[str], size: dict[str, int]) -> None:
+    page.set_viewport_size(size)
+    ask(page)
+    body = {"model": "ar", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": TOKENS, "temperature": 0}
+    answer = httpx.post(f"{pair.url}/v1/chat/completions", json=body).json()
+    expected, count = answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+    shown = page.text_content('[data-lane="ar"] .committed')
+    assert shown == page.text_content('[data-lane="jacobi"] .committed') == expected
+    assert page.text_content(".message.assistant") == expected
+    assert figure(page, "ar", "tokens") == figure(page, "jacobi", "tokens") == figure(page, "ar", "passes") == count
+    assert figure(page, "jacobi", "passes") < count
+    assert page.inner_text("#verdict").startswith("The same text in ")
+    assert complaints == []
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_everything_fits_the_width(page: Any, size: dict[str, int]) -> None:
+    page.set_viewport_size(size)
+    ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    for name in ("#send", "#prompt", "#play", '[data-lane="ar"] dl', '[data-lane="jacobi"] pre', "#verdict"):
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size["width"]
+
+
+def test_a_step_has_one_colour_and_one_cell(page: Any) -> None:
+    ask(page)
+    for lane in ("ar", "jacobi"):
+        passes = figure(page, lane, "passes")
+        assert page.locator(f'[data-lane="{lane}"] .step').count() == passes
+        assert page.locator(f'[data-lane="{lane}"] .strip i').count() == passes
+    assert page.locator('[data-lane="ar"] .step:not(.a1)').count() == 0
+    assert page.locator('[data-lane="jacobi"] .step:not(.a1)').count() > 0
+
+
+def test_the_slider_shows_earlier_passes(page: Any) -> None:
+    ask(page)
+    whole = text(page, "ar")
+    page.evaluate("const p = document.querySelector('#pass'); p.value = 5; p.dispatchEvent(new Event('input'))")
+    assert figure(page, "ar", "passes") == figure(page, "jacobi", "passes") == 5
+    assert figure(page, "ar", "tokens") == 5 <= figure(page, "jacobi", "tokens")
+    assert len(text(page, "ar")) < len(whole)
+    assert whole.startswith(text(page, "ar"))
+    page.click("#play")
+    assert page.inner_text("#play") == "Pause"
+    page.wait_for_selector("#play:text-is('Replay slowly')")
+    assert text(page, "ar") == whole
+    assert figure(page, "ar", "passes") == figure(page, "ar", "tokens")
+
+
+def test_stopping_keeps_what_came(page: Any, complaints: list[str]) -> None:
+    page.evaluate("document.querySelector('#max-tokens').value = 100")
+    page.type("#prompt", PROMPT)
+    page.evaluate(
+        """() => new Promise((resolve) => {
+          new MutationObserver(() => { document.querySelector("#stop").click(); resolve(); })
+            .observe(document.querySelector('[data-lane="ar"] .committed'), { childList: true });
+          document.querySelector("#send").click();
+        })"""
+    )
+    page.wait_for_selector('#race[data-state="done"]')
+    assert 0 < figure(page, "ar", "tokens") < 100
+    assert page.inner_text("#verdict") == page.inner_text("#problem") == ""
+    assert complaints == []
+
+
+def test_a_refusal_is_shown_and_the_next_prompt_is_fine(page: Any) -> None:
+    ask(page, tokens=5000)
+    assert "max_tokens" in page.inner_text("#problem")
+    assert page.locator(".message").count() == 1  # the prompt; there is no answer
+    ask(page)
+    assert page.inner_text("#problem") == ""
+    assert figure(page, "ar", "tokens") > 0
+
+
+def test_a_model_without_chat_template_continues_the_text(browser: Any, tmp_path: Path) -> None:
+    replica = Replica("plain", model_entry(save_tiny_model(tmp_path, template=None), options=OPTIONS))
+    with serving_on_a_port(local_app({"plain": replica})) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        ask(page)
+        body = {"model": "plain", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+        expected = httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]["text"]
+        assert page.text_content('[data-lane="jacobi"] .committed') == expected
+        page.close()
+    replica.close()

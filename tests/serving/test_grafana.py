@@ -1,0 +1,93 @@
+"""The dashboard shows what is exported, all of it, and nothing else; and what is exported is true."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.dashboard import dashboard, panels
+from tests.serving.deployed import deployed, samples
+from tests.serving.running import MODEL_NAME, model_entry, wait_until
+
+FILE = Path(__file__).parents[2] / "serving" / "grafana.json"
+EXPRESSIONS = [expression for panel in panels() for expression, _ in panel.queries]
+REQUESTS, TOKENS = 6, 20
+
+
+def base(name: str) -> str:
+    """The metric that a sample or an expression's series belongs to."""
+    return re.sub(r"_(bucket|sum|count|created)$", "", name)
+
+
+def on_the_dashboard() -> set[str]:
+    return {base(name) for expression in EXPRESSIONS for name in re.findall(r"ray_\w+", expression)}
+
+
+@pytest.fixture(scope="module")
+def url(model_folder: Path) -> Iterator[str]:
+    """An application that has answered some requests, and refused two."""
+    args = {"models": {MODEL_NAME: model_entry(model_folder).model_dump()}, "ingress": {"cpus": 0.1}}
+    with deployed(args, f"dashboard{os.getpid()}") as url:
+        body = {"model": MODEL_NAME, "prompt": "How many", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}
+        for _ in range(REQUESTS):
+            assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/completions", json=body | {"model": "none"}).status_code == 404
+        assert httpx.post(f"{url}/v1/completions", json=body | {"max_tokens": 10_000}).status_code == 400
+        yield url
+
+
+def test_the_file_is_what_the_program_writes() -> None:
+    assert json.loads(FILE.read_text()) == dashboard(), "python -m serving.dashboard > serving/grafana.json"
+
+
+def test_panels_neither_overlap_nor_share_an_id() -> None:
+    shown = dashboard()["panels"]
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in shown]
+    assert len(set(places)) == len({p["id"] for p in shown}) == len({p["title"] for p in shown}) == len(shown)
+    assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in shown)
+    assert all(len({t["refId"] for t in p["targets"]}) == len(p["targets"]) for p in shown)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_are_promql(expression: str) -> None:
+    parser = pytest.importorskip("promql_parser", reason="promql-parser is not installed")
+    parser.parse(expression.replace("$__rate_interval", "1m"))
+
+
+@pytest.mark.ray
+def test_the_dashboard_shows_all_that_is_exported_and_nothing_else(url: str) -> None:
+    def exported() -> set[str]:
+        return {base(name) for name in samples(url)}
+
+    wait_until(lambda: exported() >= on_the_dashboard())
+    assert exported() == on_the_dashboard()
+
+
+@pytest.mark.ray
+def test_what_is_exported_is_true(url: str) -> None:
+    def all_counted() -> bool:
+        found = samples(url, status_code="400") | samples(url, model=MODEL_NAME)
+        return found.get("ray_cllm_requests_total") == REQUESTS + 1 and "ray_serve_num_http_requests_total" in found
+
+    wait_until(all_counted)
+    found: dict[str, Any] = samples(url, model=MODEL_NAME)
+    assert found["ray_cllm_tokens_total"] == REQUESTS * TOKENS
+    assert found["ray_cllm_accepted_tokens_sum"] == pytest.approx(REQUESTS * TOKENS)  # buckets around whole numbers
+    assert found["ray_cllm_first_token_seconds_count"] == found["ray_cllm_tokens_per_forward_count"] == REQUESTS
+    steps = found["ray_cllm_accepted_tokens_count"]
+    assert found["ray_cllm_inter_token_seconds_count"] == steps - REQUESTS
+    mean = found["ray_cllm_tokens_per_forward_sum"] / REQUESTS  # of the middle of the bucket that holds all of them
+    assert mean == pytest.approx(REQUESTS * TOKENS / steps, rel=0.15)
+    assert found["ray_cllm_step_seconds_count"] == steps - REQUESTS  # the wait for a request is no step's time
+    assert found["ray_cllm_window_tokens"] == 8
+    idle = ("ray_cllm_batch_rows", "ray_cllm_waiting_requests", "ray_cllm_cache_used_ratio")
+    assert [found[name] for name in idle] == [0, 0, 0]
+    assert samples(url, model=MODEL_NAME, outcome="length")["ray_cllm_requests_total"] == REQUESTS
+    assert samples(url, model=MODEL_NAME, outcome="refused")["ray_cllm_requests_total"] == 1
+    for status in ("400", "404"):
+        assert samples(url, status_code=status)["ray_serve_num_http_requests_total"] == 1
