@@ -48,6 +48,7 @@ svg .rule { stroke: var(--rule) } svg .level { stroke: var(--soft); stroke-dasha
   main { max-width: none; padding: 0 } nav { display: none } h2, h3 { break-after: avoid } tr { break-inside: avoid }
   body { font-size: 9.5pt } table { font-size: 6.5pt } .scroll { overflow: visible }
   th, td { padding: .15rem .25rem; white-space: normal } th button { white-space: normal }
+  td:first-child { position: static; background: none }
   td.long { min-width: 0 } .plots { grid-template-columns: repeat(3, 1fr) } }
 """
 

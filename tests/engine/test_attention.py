@@ -4,7 +4,6 @@ Without a GPU our Triton kernel runs on Triton's interpreter.
 """
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 import pytest
@@ -18,8 +17,6 @@ from cllm.errors import InputError
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined
     from cllm.engine.triton_attention import TritonAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
