@@ -86,7 +86,8 @@ def run(grid: Grid) -> int:
     base = read_base(grid)
     connect(wanted[0].recipe)
     with stage(f"ablation {grid.name}: data of {len(wanted)} students"):
-        wanted = [replace(student, recipe=placed_data(student.recipe, base, grid)) for student in wanted]
+        data = Path(grid.output) / "data"
+        wanted = [replace(student, recipe=placed(student.recipe, base, data)) for student in wanted]
         collect_missing([student.recipe for student in wanted], base)
     platform = ray.get(platform_here.options(**exclusive(grid.gpus)).remote(base.recipe.resources.cpus_per_worker))
     works = [work_of(student, base, platform, grid) for student in wanted]
@@ -126,10 +127,6 @@ def read_base(grid: Grid) -> BaseRun:
         command += [word for override in grid.base.overrides for word in ("--set", override)]
         raise InputError(f"grid {grid.name}, base run: {error}, or {shlex.join(command)}") from error
     return BaseRun.read(recipe)
-
-
-def placed_data(recipe: Recipe, base: BaseRun, grid: Grid) -> Recipe:
-    return placed(recipe, base, Path(grid.output) / "data")
 
 
 def collect_missing(recipes: Sequence[Recipe], base: BaseRun) -> None:

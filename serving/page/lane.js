@@ -6,7 +6,7 @@ const FIGURES = {
   passes: ["passes", (value) => String(value)],
   tokens: ["tokens", (value) => String(value)],
   tokensPerPass: ["tokens a pass", (value) => value.toFixed(2)],
-  tokensPerSecond: ["tokens/s", (value) => value.toFixed(0)],
+  tokensPerSecond: ["tokens/s", (value) => (value ? value.toFixed(0) : "–")],
 };
 
 function element(tag, className, text = "") {
@@ -49,11 +49,11 @@ export class Lane {
     for (const figure of Object.values(this.#figures)) figure.textContent = "–";
   }
 
-  /** A chunk that has just arrived. */
-  add(step) {
+  /** A chunk, and when it came. */
+  add(step, milliseconds = performance.now()) {
     const { recording } = this;
     const passes = recording.passes;
-    recording.add(step, performance.now());
+    recording.add(step, milliseconds);
     if (recording.passes === passes) this.#committed.lastChild.textContent += step.text;
     else this.#draw(step);
     this.#update(recording.passes);

@@ -1,5 +1,6 @@
 // Chat on the left; on the right the same conversation decoded by two models at the same time.
 
+import { prompt as examplePrompt, steps as exampleSteps } from "./example.js";
 import { Lane } from "./lane.js";
 import { Replay } from "./replay.js";
 import { EventReader, compare, readStep } from "./stream.js";
@@ -55,6 +56,7 @@ async function decode(lane, onText, signal) {
     for (const payload of reader.push(text)) {
       if (payload === "[DONE]") return;
       const step = readStep(payload);
+      if (step.guesses.length) find("#guess-legend").hidden = false;
       lane.add(step);
       onText(step.text);
     }
@@ -81,8 +83,13 @@ function setScale(passes) {
   find("#race").style.setProperty("--passes", passes);
 }
 
+function isMotionWelcome() {
+  return !matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
 function clearRace() {
   replay.hide();
+  find("#example").hidden = find("#guess-legend").hidden = true;
   find("#problem").textContent = find("#verdict").textContent = "";
   setScale(find("#max-tokens").value);
   for (const lane of Object.values(lanes)) lane.clear();
@@ -94,6 +101,14 @@ function showResult() {
   find("#verdict").textContent = message;
   find("#verdict").className = same ? "same" : "";
   setScale(Math.max(ar.passes, jacobi.passes));
+}
+
+function showExample() {
+  for (const [name, lane] of Object.entries(lanes)) for (const step of exampleSteps[name]) lane.add(step, 0);
+  find("#example-prompt").textContent = examplePrompt;
+  showResult();
+  replay.offer();
+  if (isMotionWelcome()) replay.start();
 }
 
 async function send(event) {
@@ -116,7 +131,7 @@ async function send(event) {
   if (!failed) showResult();
   else if (failed.reason.name !== "AbortError") showProblem(failed.reason);
   replay.offer();
-  if (!failed && isFirst && !matchMedia("(prefers-reduced-motion: reduce)").matches) replay.start();
+  if (!failed && isFirst && isMotionWelcome()) replay.start();
   setRunning(null);
   if (reply.textContent) conversation.push({ role: "assistant", content: reply.textContent });
   else {
@@ -129,6 +144,7 @@ async function send(event) {
 async function loadModels() {
   const answer = await fetch("v1/models", { headers: headers() });
   const body = await answer.json();
+  if (answer.status === 401) find("#key-label").hidden = false;
   if (!answer.ok) throw new Error(body.error.message);
   const names = body.data.map((model) => model.id);
   for (const [lane, { select }] of Object.entries(lanes)) {
@@ -150,4 +166,5 @@ find("#prompt").addEventListener("keydown", (event) => {
 });
 find("#stop").addEventListener("click", () => running?.abort());
 find("#key").addEventListener("change", () => loadModels().catch(showProblem));
+showExample();
 loadModels().catch(showProblem);

@@ -45,7 +45,7 @@ export class Replay {
   stop() {
     clearInterval(this.#timer);
     this.#timer = null;
-    this.play.textContent = "Replay slowly";
+    this.play.textContent = "Replay";
   }
 
   get #passes() {

@@ -1,13 +1,16 @@
 """The page in a browser: both decoders show what the API says, at any width, and the replay shows earlier states."""
 
+import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from serving.messages import Chunk, GenerateRequest
 from serving.replica import Replica
 from tests.serving.running import Server, local_app, model_entry, save_tiny_model, serving_on_a_port
 
@@ -97,6 +100,22 @@ def test_both_decoders_show_the_apis_text(page: Any, pair: Server, complaints: l
     assert complaints == []
 
 
+def test_the_first_sight_is_an_example_that_goes_when_somebody_asks(page: Any, complaints: list[str]) -> None:
+    page.wait_for_selector("#example-prompt:not(:empty)")
+    assert text(page, "ar") == text(page, "jacobi") != ""
+    assert figure(page, "jacobi", "tokens") == figure(page, "ar", "tokens") == figure(page, "ar", "passes")
+    assert figure(page, "jacobi", "passes") < figure(page, "ar", "passes") / 2
+    page.evaluate("const p = document.querySelector('#pass'); p.value = 2; p.dispatchEvent(new Event('input'))")
+    guessed = page.locator('[data-lane="jacobi"] .guess').all_inner_texts()
+    assert len(guessed) > 5
+    assert page.locator('[data-lane="ar"] .guess').count() == 0
+    assert not page.is_visible("#key")  # this server asks for none
+    ask(page)
+    assert not page.is_visible("#example")
+    assert text(page, "jacobi") == page.text_content(".message.assistant")
+    assert complaints == []
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everything_fits_the_width(page: Any, size: dict[str, int]) -> None:
     page.set_viewport_size(size)
@@ -128,25 +147,38 @@ def test_the_slider_shows_earlier_passes(page: Any) -> None:
     assert whole.startswith(text(page, "ar"))
     page.click("#play")
     assert page.inner_text("#play") == "Pause"
-    page.wait_for_selector("#play:text-is('Replay slowly')")
+    page.wait_for_selector("#play:text-is('Replay')")
     assert text(page, "ar") == whole
     assert figure(page, "ar", "passes") == figure(page, "ar", "tokens")
 
 
-def test_stopping_keeps_what_came(page: Any, complaints: list[str]) -> None:
-    page.evaluate("document.querySelector('#max-tokens').value = 100")
-    page.type("#prompt", PROMPT)
-    page.evaluate(
-        """() => new Promise((resolve) => {
-          new MutationObserver(() => { document.querySelector("#stop").click(); resolve(); })
-            .observe(document.querySelector('[data-lane="ar"] .committed'), { childList: true });
-          document.querySelector("#send").click();
-        })"""
-    )
-    page.wait_for_selector('#race[data-state="done"]')
-    assert 0 < figure(page, "ar", "tokens") < 100
-    assert page.inner_text("#verdict") == page.inner_text("#problem") == ""
-    assert complaints == []
+class Unhurried:
+    """A replica whose chunks come slowly enough for somebody to press a button."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(self.replica.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+                await asyncio.sleep(0.1)
+
+
+def test_stopping_keeps_what_came(browser: Any, replica: Replica) -> None:
+    with serving_on_a_port(local_app({"slow": Unhurried(replica)})) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.fill("#max-tokens", "100")
+        page.fill("#prompt", PROMPT)
+        page.click("#send")
+        page.wait_for_selector('[data-lane="ar"] .step >> nth=2')
+        page.click("#stop")
+        page.wait_for_selector('#race[data-state="done"]')
+        assert 3 <= figure(page, "ar", "tokens") < 100
+        assert text(page, "ar") != ""
+        assert page.inner_text("#verdict") == page.inner_text("#problem") == ""
+        page.close()
 
 
 def test_a_refusal_is_shown_and_the_next_prompt_is_fine(page: Any) -> None:

@@ -106,6 +106,7 @@ def test_at_ten_times_the_capacity_refusals_do_not_wait_and_the_rest_finishes(ur
 
 def test_500_clients_that_go_away_leave_neither_row_nor_block(url: str) -> None:
     gate = asyncio.Semaphore(100)
+    of_replicas = {"application": NAME, "model": MODEL_NAME}
 
     async def leave(client: aiohttp.ClientSession) -> None:
         async with gate, client.post("/v1/completions", json={"model": MODEL_NAME, **LONG, "stream": True}) as answer:
@@ -125,13 +126,14 @@ def test_500_clients_that_go_away_leave_neither_row_nor_block(url: str) -> None:
 
     def all_idle() -> bool:
         asyncio.run(ask_shortly())
-        found = samples(url, model=MODEL_NAME)
+        found = samples(url, **of_replicas)
         names = ("ray_cllm_batch_rows", "ray_cllm_waiting_requests", "ray_cllm_cache_used_ratio")
         return all(found.get(name) == 0 for name in names)
 
-    aborted = {"model": MODEL_NAME, "outcome": "aborted"}
     asyncio.run(run())
-    wait_until(lambda: samples(url, **aborted).get("ray_cllm_requests_total", 0) >= 400)  # a few may have finished
+    wait_until(
+        lambda: samples(url, **of_replicas, outcome="aborted").get("ray_cllm_requests_total", 0) >= 400
+    )  # a few may have finished
     wait_until(all_idle, PATIENCE_S)
 
 

@@ -17,6 +17,11 @@ from tests.serving.running import MODEL_NAME, model_entry, wait_until
 FILE = Path(__file__).parents[2] / "serving" / "grafana.json"
 EXPRESSIONS = [expression for panel in panels() for expression, _ in panel.queries]
 REQUESTS, TOKENS = 6, 20
+NAME = f"dashboard{os.getpid()}"
+OF_REPLICA = {
+    "application": NAME,
+    "model": MODEL_NAME,
+}  # replicas of other tests live in this process, and tell as well
 
 
 def base(name: str) -> str:
@@ -32,7 +37,7 @@ def on_the_dashboard() -> set[str]:
 def url(model_folder: Path) -> Iterator[str]:
     """An application that has answered some requests, and refused two."""
     args = {"models": {MODEL_NAME: model_entry(model_folder).model_dump()}, "ingress": {"cpus": 0.1}}
-    with deployed(args, f"dashboard{os.getpid()}") as url:
+    with deployed(args, NAME) as url:
         body = {"model": MODEL_NAME, "prompt": "How many", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}
         for _ in range(REQUESTS):
             assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
@@ -71,11 +76,11 @@ def test_the_dashboard_shows_all_that_is_exported_and_nothing_else(url: str) -> 
 @pytest.mark.ray
 def test_what_is_exported_is_true(url: str) -> None:
     def all_counted() -> bool:
-        found = samples(url, status_code="400") | samples(url, model=MODEL_NAME)
+        found = samples(url, status_code="400") | samples(url, **OF_REPLICA)
         return found.get("ray_cllm_requests_total") == REQUESTS + 1 and "ray_serve_num_http_requests_total" in found
 
     wait_until(all_counted)
-    found: dict[str, Any] = samples(url, model=MODEL_NAME)
+    found: dict[str, Any] = samples(url, **OF_REPLICA)
     assert found["ray_cllm_tokens_total"] == REQUESTS * TOKENS
     assert found["ray_cllm_accepted_tokens_sum"] == pytest.approx(REQUESTS * TOKENS)  # buckets around whole numbers
     assert found["ray_cllm_first_token_seconds_count"] == found["ray_cllm_tokens_per_forward_count"] == REQUESTS
@@ -87,7 +92,7 @@ def test_what_is_exported_is_true(url: str) -> None:
     assert found["ray_cllm_window_tokens"] == 8
     idle = ("ray_cllm_batch_rows", "ray_cllm_waiting_requests", "ray_cllm_cache_used_ratio")
     assert [found[name] for name in idle] == [0, 0, 0]
-    assert samples(url, model=MODEL_NAME, outcome="length")["ray_cllm_requests_total"] == REQUESTS
-    assert samples(url, model=MODEL_NAME, outcome="refused")["ray_cllm_requests_total"] == 1
+    assert samples(url, **OF_REPLICA, outcome="length")["ray_cllm_requests_total"] == REQUESTS
+    assert samples(url, **OF_REPLICA, outcome="refused")["ray_cllm_requests_total"] == 1
     for status in ("400", "404"):
         assert samples(url, status_code=status)["ray_serve_num_http_requests_total"] == 1

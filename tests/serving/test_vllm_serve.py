@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from openai import OpenAI
 
-from tests.serving.deployed import deployed
-from tests.serving.running import CONTEXT, model_entry, save_tiny_model
+from tests.serving.deployed import deployed, replica_pids, samples
+from tests.serving.running import CONTEXT, model_entry, save_tiny_model, wait_until
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
 pytestmark = pytest.mark.ray
 
+APP_NAME = "beside-vllm"
 PROMPTS = ("How many", "SELECT count", "grün und", "名前")
 OPTIONS = {
     "method": "ar", "dtype": "float32", "max_tokens": CONTEXT, "max_rows": 4, "cache_bytes": 64 << 20,
@@ -26,7 +28,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = save_tiny_model(tmp_path_factory.mktemp("wide"), hidden=128)  # vLLM's CPU attention wants heads of 32
     peer = {"engine": "vllm", "path": str(folder), "options": OPTIONS, "cpus": 0.1}
     models = {"jacobi": model_entry(folder, replicas=2).model_dump(), "vllm-ar": peer}
-    with deployed({"models": models, "ingress": {"cpus": 0.1}}, "beside-vllm") as address:
+    with deployed({"models": models, "ingress": {"cpus": 0.1}}, APP_NAME) as address:
         yield address
 
 
@@ -54,3 +56,13 @@ def test_the_raw_stream_is_server_sent_events(url: str, model: str) -> None:
     *events, last = (line.removeprefix("data: ") for line in lines)
     assert last == "[DONE]"
     assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == whole["choices"][0]["text"]
+
+
+def test_vllm_tells_of_its_steps(url: str) -> None:
+    names = {"ray_cllm_batch_rows", "ray_cllm_waiting_requests", "ray_cllm_window_tokens", "ray_cllm_cache_used_ratio"}
+    wait_until(lambda: names <= samples(url, model="vllm-ar").keys())
+
+
+def test_a_replica_of_vllm_is_one_process_so_that_nothing_outlives_it(url: str) -> None:
+    (replica,) = replica_pids(APP_NAME, "vllm-ar")
+    assert psutil.Process(replica).children() == []

@@ -204,10 +204,13 @@ def test_dev_gold_queries_match_themselves(tmp_path: Path) -> None:
     gold, contexts = [e.response for e in test], [e.context for e in test]
     assert len(test) == 1026
     assert task.score(gold, gold, contexts) == [1.0] * 1026
-    # Without their rows, only queries that return none stay right; with the next question's, hardly any does.
+    # Without their rows, only queries that return none stay right.
     emptied = [f"SELECT * FROM ({query.rstrip(';')}) LIMIT 0" for query in gold]
     assert sum(task.score(emptied, gold, contexts)) == 1026 - 1005
-    assert sum(task.score(gold[1:] + gold[:1], gold, contexts)) < 0.1 * 1026
+    # The next other query answers another question. About 3% of them are right all the same: the data holds some
+    # queries twice in other words, and others give the same number by chance.
+    others = [next(query for query in [*gold[i:], *gold] if query != gold[i]) for i in range(len(gold))]
+    assert sum(task.score(others, gold, contexts)) < 0.05 * 1026
     positions = {int(e.origin.rpartition(":")[2]) - 1 for e in test}
     assert set(range(1034)) - positions == {459, 460, 469, 470, 471, 472, 479, 480}
     assert not {e.group for e in test} & {e.group for e in examples if e.split == "train"}
