@@ -6,8 +6,8 @@ an error, never ignored.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -46,6 +46,20 @@ class Config(BaseModel):
     def fingerprint(self) -> str:
         """A short stable hash of the content: equal configurations hash equally in every process."""
         return digest(self.model_dump(mode="json"))
+
+
+Named = TypeVar("Named", bound=Config)
+
+
+def build_named(registry: Mapping[str, Callable[[], Named]], name: str, option: str) -> Named:
+    """Build the configuration called `name`; `option` is the command line's, for the error.
+
+    Raises:
+        InputError: no such name; the known ones are listed.
+    """
+    if name not in registry:
+        raise InputError(f"--{option} {name}: unknown; known are {', '.join(registry)}")
+    return registry[name]()
 
 
 def digest(data: Any) -> str:

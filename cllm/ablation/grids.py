@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from cllm.ablation.grid import Factor, Grid, Level, Setting
 from cllm.bench.matrix import RunConfig
-from cllm.errors import InputError
+from cllm.config import build_named
 
 _PAPER_STATES = ("train.loss.states=trajectory", "train.loss.on_policy_iterations=0")
 _OWN_STATES = ("train.loss.states=guess", "train.loss.on_policy_iterations=2")
@@ -58,9 +58,7 @@ def get_grid(name: str) -> Grid:
     Raises:
         InputError: no such grid; the known names are listed.
     """
-    if name not in GRIDS:
-        raise InputError(f"--grid {name}: unknown; known are {', '.join(GRIDS)}")
-    return GRIDS[name]()
+    return build_named(GRIDS, name, "grid")
 
 
 def _factors(num_prompts: int, ar_weights: tuple[float, ...]) -> tuple[Factor, ...]:

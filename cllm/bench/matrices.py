@@ -13,7 +13,7 @@ from cllm.bench.methods import (
     TransformersMethod,
     VllmMethod,
 )
-from cllm.errors import InputError
+from cllm.config import build_named
 from cllm.evaluation.corpora import CorpusConfig
 from cllm.tasks.humaneval import HumanEvalConfig
 from cllm.tasks.mt_bench import MtBenchConfig
@@ -126,9 +126,7 @@ def get_matrix(name: str) -> MatrixRecipe:
     Raises:
         InputError: no such recipe; the known names are listed.
     """
-    if name not in MATRICES:
-        raise InputError(f"--matrix {name}: unknown; known are {', '.join(MATRICES)}")
-    return MATRICES[name]()
+    return build_named(MATRICES, name, "matrix")
 
 
 def _own_methods(window: int) -> tuple[MethodConfig, ...]:

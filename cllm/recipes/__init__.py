@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from cllm.errors import InputError
+from cllm.config import build_named
 from cllm.recipe import Recipe
 from cllm.recipes import debug, demo, paper, small
 
@@ -32,6 +32,4 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         InputError: no such recipe; the known names are listed.
     """
-    if name not in RECIPES:
-        raise InputError(f"--recipe {name}: unknown; known are {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return build_named(RECIPES, name, "recipe")
