@@ -30,6 +30,7 @@ from tests.serving.running import (
     text_of,
     wait_until,
 )
+from tests.vllm.making import vllm_in_process
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
 
@@ -41,10 +42,7 @@ SMALL = {"dtype": "float32", "max_tokens": CONTEXT, "max_rows": 4, "cache_bytes"
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"):
-            patch.setenv(name, "0")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+    with vllm_in_process():
         yield
 
 

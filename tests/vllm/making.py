@@ -1,8 +1,11 @@
 """Tiny checkpoints that vLLM loads on a CPU, and requests for them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -12,6 +15,16 @@ from tests.fakes import tiny_model
 
 VOCAB, HIDDEN = 64, 128  # vLLM's attention on CPUs has no heads smaller than 32
 PROMPTS = ((3, 4, 5, 6), (7, 8, 9), tuple(range(2, 30)), (5, 6, 5, 6, 5))
+
+
+@contextmanager
+def vllm_in_process() -> Iterator[None]:
+    """vLLM's engine in the test's own process, by the model runner that CPUs have."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"):
+            patch.setenv(name, "0")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        yield
 
 
 def make_model(folder: Path, seed: int = 0, *, family: str = "llama", layers: int = 2) -> PreTrainedModel:

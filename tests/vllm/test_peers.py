@@ -12,7 +12,7 @@ from cllm.vllm.backend import Backend, EngineBackend
 from cllm.vllm.config import PeerConfig
 from cllm.vllm.llm import VllmBackend
 from tests.engine.making import make_engine
-from tests.vllm.making import PROMPTS, greedy, make_eagle3, make_medusa, make_model, requests
+from tests.vllm.making import PROMPTS, greedy, make_eagle3, make_medusa, make_model, requests, vllm_in_process
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
 
@@ -27,10 +27,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMo
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"):
-            patch.setenv(name, "0")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+    with vllm_in_process():
         yield
 
 
