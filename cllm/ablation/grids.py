@@ -12,7 +12,7 @@ _OWN_STATES = ("train.loss.states=guess", "train.loss.on_policy_iterations=2")
 
 
 def demo() -> Grid:
-    """34 students of the run of `make demo`, 180 steps each: about half an hour on two CPU cores, by the demo's times.
+    """34 students of the run of `make demo`, 360 steps each: about 50 minutes on two CPU cores.
 
     The centre trains on recorded states, as the paper does, because the demo's own states (the student's iterations)
     know neither a local loss nor a noisy context; they are a level of the factor `states`.
@@ -21,7 +21,7 @@ def demo() -> Grid:
         name="demo",
         output="runs/demo/ablation",
         base=RunConfig(recipe="demo"),
-        centre=("train.optim.steps=180", "evaluate.num_prompts=300"),
+        centre=("train.optim.steps=360", "evaluate.num_prompts=300"),
         factors=_factors(num_prompts=1800, ar_weights=(2.5, 10.0, 1.0)),
     )
 
