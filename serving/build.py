@@ -56,7 +56,12 @@ def app(args: dict[str, Any]) -> serve.Application:
     if ray.is_initialized():
         nodes = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
         config.check_fits(ray.cluster_resources(), largest_node=max(nodes, default=0))
-    handles = {name: _model(name, model) for name, model in config.models.items()}
+    return application(config)
+
+
+def application(config: AppConfig, replica: type[Replica] = Replica) -> serve.Application:
+    """An ingress and a deployment of `replica` for each model, unchecked."""
+    handles = {name: _model(name, model, replica) for name, model in config.models.items()}
     ingress = _deployment(
         Ingress,
         name="ingress",
@@ -69,7 +74,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     return ingress.bind(config, handles)
 
 
-def _model(name: str, model: AnyModel) -> serve.Application:
+def _model(name: str, model: AnyModel, replica: type[Replica]) -> serve.Application:
     options: dict[str, Any] = {}
     if isinstance(model.replicas, Autoscaling):
         options["autoscaling_config"] = AutoscalingConfig(
@@ -84,7 +89,7 @@ def _model(name: str, model: AnyModel) -> serve.Application:
     if model.routing == "prefix":
         options["request_router_config"] = _BY_PREFIX
     deployment = _deployment(
-        Replica,
+        replica,
         name=name,
         max_ongoing_requests=model.ongoing,
         max_queued_requests=model.max_queue,

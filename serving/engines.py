@@ -74,7 +74,8 @@ def start_engine(name: str, model: AnyModel) -> StartedEngine:
     else:
         context = model.options.max_tokens
         make = partial(_make_cllm, model)
-    engine = AsyncEngine(make, StepMetrics(name).observe)
+    metrics = StepMetrics(name)
+    engine = AsyncEngine(make, metrics.observe, metrics.rest)
     engine.wait_ready(model.start_s)
     return StartedEngine(engine, context)
 

@@ -36,6 +36,7 @@ class Chunk:
         num_prompt_tokens: of the prompt.
         finish_reason: set on the last chunk.
         scores: one a token, if the request asked for log-probabilities.
+        guesses: texts of the tokens guessed behind these, if the request asked for them.
     """
 
     token_ids: tuple[int, ...]
@@ -43,6 +44,7 @@ class Chunk:
     num_prompt_tokens: int
     finish_reason: FinishReason | None = None
     scores: tuple[ScoredToken, ...] = ()
+    guesses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class GenerateRequest:
         max_new_tokens: None: whatever the context has left.
         arrived_at: when the client asked, seconds since the epoch.
         given: of an earlier attempt; the chunks go on behind it.
+        guesses: whether the chunks tell the engine's guesses.
     """
 
     request_id: str
@@ -72,6 +75,7 @@ class GenerateRequest:
     sampling: SamplingParams
     arrived_at: float
     given: Given = Given()
+    guesses: bool = False
 
 
 class Backend(Protocol):

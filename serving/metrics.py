@@ -5,6 +5,7 @@ the agent gets the buckets only, and makes its sum from their middles: where a m
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from ray.serve import metrics
@@ -27,19 +28,29 @@ class StepMetrics:
         self._window = _gauge("cllm_window_tokens", "Window n of the latest step", model)
         self._cache = _gauge("cllm_cache_used_ratio", "Share of the cache's blocks that hold running requests", model)
         self._seconds = _histogram("cllm_step_seconds", "Time from step to step", _SECONDS, model)
-        self._was_idle = True
+        self._latest: StepStats | None = None  # of the steps since the engine was last idle
 
     def observe(self, stats: StepStats) -> None:
-        is_idle = stats.unfinished == 0  # then no step follows that could say so
-        self._rows.set(0 if is_idle else stats.rows)
         self._window.set(stats.window)
+        self._load(stats)
+        if self._latest is not None:  # else the time since the step before is that of waiting for a request
+            self._seconds.observe(stats.milliseconds / 1000)
+        self._latest = stats
+
+    def rest(self) -> None:
+        """The engine has nothing to decode any more."""
+        if self._latest is not None:
+            waiting = None if self._latest.waiting is None else 0
+            cache_used = None if self._latest.cache_used is None else 0.0
+            self._load(replace(self._latest, rows=0, waiting=waiting, cache_used=cache_used))
+        self._latest = None
+
+    def _load(self, stats: StepStats) -> None:
+        self._rows.set(stats.rows)
         if stats.waiting is not None:
             self._waiting.set(stats.waiting)
         if stats.cache_used is not None:
             self._cache.set(stats.cache_used)
-        if not self._was_idle:  # else the time since the step before is that of waiting for a request
-            self._seconds.observe(stats.milliseconds / 1000)
-        self._was_idle = is_idle
 
 
 class RequestMetrics:

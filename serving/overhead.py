@@ -33,7 +33,7 @@ from cllm.artifacts import write_atomic
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
-from serving.build import Ingress
+from serving.build import application
 from serving.config import AppConfig, CllmModel
 from serving.load_test import Answer, Load, closed_loop, read_prompts, run_load
 from serving.prompts import encode
@@ -180,27 +180,13 @@ def deployed(name: str, model: CllmModel) -> Iterator[tuple[str, serve.handle.De
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(_application(name, model), name="overhead", route_prefix="/")
+        one = model.model_copy(update={"replicas": 1})
+        bound = application(AppConfig(models={name: one}), MeasuredReplica)
+        serve.run(bound, name="overhead", route_prefix="/")
         yield f"http://127.0.0.1:{port}", serve.get_deployment_handle(name, "overhead")
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def _application(name: str, model: CllmModel) -> serve.Application:
-    config = AppConfig(models={name: model})
-    deploy: Any = serve.deployment  # its annotation knows the decorator only
-    replica = deploy(MeasuredReplica).options(
-        name=name,
-        max_ongoing_requests=model.ongoing,
-        max_queued_requests=model.max_queue,
-        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
-    )
-    ingress = deploy(Ingress).options(
-        max_ongoing_requests=config.ingress.connections, ray_actor_options={"num_cpus": config.ingress.cpus}
-    )
-    bound: serve.Application = ingress.bind(config, {name: replica.bind(name, model)})
-    return bound
 
 
 def _figures(way: Way, busy: Load, lone: Load) -> Figures:

@@ -54,7 +54,7 @@ class StreamOptions(_Strict):
 
 class _Request(_Strict):
     """What both endpoints take. Not OpenAI's: top_k, min_p, repetition_penalty, stop_token_ids, min_tokens, ignore_eos
-    (as in vLLM), and decoding, which asks for what each engine step committed."""
+    (as in vLLM), and decoding: true asks for what each engine step committed, "guesses" for its guesses as well."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -73,7 +73,7 @@ class _Request(_Strict):
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = None
     user: str | None = None
-    decoding: bool | None = None
+    decoding: bool | Literal["guesses"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -219,11 +219,12 @@ def _extra() -> Any:
 
 
 class _Choice(BaseModel):
-    """accepted: of the chunk's step; decoding: of the whole response, in its last chunk."""
+    """accepted, guesses: of the chunk's step; decoding: of the whole response, in its last chunk."""
 
     index: int
     finish_reason: FinishReason | None = None
     accepted: int | None = _extra()
+    guesses: list[str] | None = _extra()
     decoding: Decoding | None = _extra()
 
 

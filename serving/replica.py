@@ -85,7 +85,9 @@ class Replica:
         # Penalties count the tokens of the response, so they must be decoded again and not become part of the prompt.
         repeats = request.sampling.presence_penalty != 0 or request.sampling.frequency_penalty != 0
         stop = request.sampling.stop
-        transcript = Transcript(self._tokenizer, stop, len(prompt_ids), request.given, repeats=repeats)
+        transcript = Transcript(
+            self._tokenizer, stop, len(prompt_ids), request.given, repeats=repeats, guesses=request.guesses
+        )
         decode_request = self._decode_request(request, prompt_ids, repeats=repeats)
         async with aclosing(self._engine.stream(decode_request)) as commits:
             async for commit in commits:

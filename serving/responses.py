@@ -57,6 +57,7 @@ class CompletionFormat:
                     logprobs=_completion_logprobs(chunk.scores, offset),
                     finish_reason=chunk.finish_reason,
                     accepted=len(chunk.token_ids) if self._decoding else None,
+                    guesses=list(chunk.guesses) or None,
                     decoding=_decoding(choice, self._decoding),
                 )
             ]
@@ -103,6 +104,7 @@ class ChatFormat:
                     logprobs=_chat_logprobs(chunk.scores),
                     finish_reason=chunk.finish_reason,
                     accepted=len(chunk.token_ids) if self._decoding else None,
+                    guesses=list(chunk.guesses) or None,
                     decoding=_decoding(choice, self._decoding),
                 )
             ]

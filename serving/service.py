@@ -109,6 +109,7 @@ class Service:
                 max_new_tokens=max_new_tokens,
                 sampling=replace(sampling, seed=_seed(sampling.seed, index)),
                 arrived_at=state.arrived_at,
+                guesses=body.decoding == "guesses",
             )
             for prompt in prompts
             for index in range(body.num_choices)

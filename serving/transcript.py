@@ -1,5 +1,7 @@
 """From the commits of an engine to the chunks of a response."""
 
+from itertools import pairwise
+
 from transformers import PreTrainedTokenizerBase
 
 from cllm.decoding.records import Commit, TokenLogprob
@@ -17,6 +19,7 @@ class Transcript:
         num_prompt_tokens: for the chunks.
         given: what the client has.
         repeats: the engine decodes the given tokens once more; else it begins behind them.
+        guesses: whether the chunks tell the engine's guesses.
     """
 
     def __init__(
@@ -27,12 +30,14 @@ class Transcript:
         given: Given,
         *,
         repeats: bool,
+        guesses: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, stop)
         self._num_prompt_tokens = num_prompt_tokens
         self._repeated = list(given.token_ids) if repeats else []
         self._text_ahead = given.num_characters
+        self._guesses = guesses
         if not repeats:
             self._unseen(self._decoder.push(given.token_ids))
 
@@ -53,7 +58,8 @@ class Transcript:
         if not new_ids and finish_reason is None:
             return None
         scores = self._scores(new_ids, (commit.logprobs or ())[: len(token_ids)])
-        return Chunk(tuple(new_ids), new_text, self._num_prompt_tokens, finish_reason, scores)
+        guesses = self._guessed(token_ids, commit.guesses) if self._guesses and finish_reason is None else ()
+        return Chunk(tuple(new_ids), new_text, self._num_prompt_tokens, finish_reason, scores, guesses)
 
     def _fresh(self, token_ids: list[int]) -> list[int]:
         count = min(len(self._repeated), len(token_ids))
@@ -71,6 +77,12 @@ class Transcript:
             ScoredToken(self._name(token), found.logprob, tuple((self._name(other), p) for other, p in found.top))
             for token, found in zip(token_ids, recent, strict=True)
         )
+
+    def _guessed(self, token_ids: list[int], guesses: tuple[int, ...]) -> tuple[str, ...]:
+        """What each guess would add to the text. For looking at: characters may come out broken."""
+        known = token_ids[-1:]
+        texts = [str(self._tokenizer.decode([*known, *guesses[:n]])) for n in range(len(guesses) + 1)]
+        return tuple(longer[len(shorter) :] for shorter, longer in pairwise(texts))
 
     def _name(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))

@@ -144,13 +144,15 @@ class TokenLogprob:
 class Commit:
     """Tokens committed to one row by one forward pass; `finish_reason` is set on the row's last commit.
 
-    `logprobs` has one entry a token, if the request asked for them.
+    `logprobs` has one entry a token, if the request asked for them. `guesses` are the pass's predictions for the tokens
+    behind the committed ones, which the next pass starts from; empty for AR, and where a decoder does not tell them.
     """
 
     row: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    guesses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

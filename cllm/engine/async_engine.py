@@ -70,11 +70,18 @@ class AsyncEngine:
     Args:
         make: builds the engine, called on that thread: CUDA state belongs to the thread that made it.
         on_step: called on the thread after every step, for metrics.
+        on_idle: called on the thread before it waits, with nothing left to decode; after an abort no step tells that.
     """
 
-    def __init__(self, make: Callable[[], SteppedEngine], on_step: Callable[[StepStats], None] | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], SteppedEngine],
+        on_step: Callable[[StepStats], None] | None = None,
+        on_idle: Callable[[], None] | None = None,
+    ) -> None:
         self._make = make
         self._on_step = on_step
+        self._on_idle = on_idle
         self._engine: SteppedEngine | None = None  # for `check`, which may come from any thread
         self._commands: queue.SimpleQueue[Callable[[SteppedEngine], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, _Stream] = {}  # by the engine's key; the thread's own
@@ -194,8 +201,11 @@ class AsyncEngine:
     def _obey(self, engine: SteppedEngine) -> bool:
         """Carry out what was asked for, waiting while there is nothing to decode; False once closed."""
         while True:
+            is_idle = engine.num_unfinished == 0
+            if is_idle and self._on_idle is not None:
+                self._on_idle()
             try:
-                command = self._commands.get(block=engine.num_unfinished == 0)
+                command = self._commands.get(block=is_idle)
             except queue.Empty:
                 return True
             if command is None:

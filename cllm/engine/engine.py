@@ -207,7 +207,7 @@ class Engine:
             row.num_in_flight -= launched.width
             tokens = row.advance(predictions, count)
             logprobs = _logprobs(launched.logprobs, place, row, len(tokens))
-            commits.append(Commit(row.key, tuple(tokens), row.finish_reason, logprobs))
+            commits.append(Commit(row.key, tuple(tokens), row.finish_reason, logprobs, tuple(predictions[count:])))
             if row.finish_reason is not None:
                 self._drop(row)
                 continue

@@ -34,7 +34,7 @@ async function ask(model, signal) {
   const options = {
     model,
     stream: true,
-    decoding: true,
+    decoding: "guesses",
     seed: 0,
     max_tokens: Number(find("#max-tokens").value),
     temperature: Number(find("#temperature").value),

@@ -41,6 +41,23 @@ def test_concurrent_streams_equal_autoregressive(served):
     check_books(inner)
 
 
+def test_says_when_an_abort_leaves_nothing_to_decode():
+    inner = make_engine(tiny_model(4), window=4)
+    said: list[str] = []
+    front = AsyncEngine(lambda: inner, on_step=lambda _: said.append("step"), on_idle=lambda: said.append("idle"))
+
+    async def leave_early() -> None:
+        stream = front.stream(DecodeRequest((5, 6), 90, ENDLESS))
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave_early())
+    front.close()
+    assert inner.num_unfinished == 0
+    assert "step" in said
+    assert said[-1] == "idle"
+
+
 def test_closed_stream_leaves_nothing_behind(served):
     front, inner, model = served
     kept = DecodeRequest((3, 4), 30)
