@@ -40,7 +40,7 @@ bench: $(STAMP) ## on the demo's run: teacher against CLLM, then what collection
 	$(LOCAL_RAY) $(BIN)/python jobs/evaluate.py --recipe demo
 	$(LOCAL_RAY) $(BIN)/python jobs/bench_distill.py --recipe demo
 
-benchmark: $(STAMP) ## on the demo's run: every decoding method at 1 and 4 requests in flight, with one report
+benchmark: $(STAMP) ## on the demo's run: our ways of decoding and transformers', with one report
 	$(LOCAL_RAY) $(BIN)/python jobs/benchmark.py --matrix demo
 
 clean: ## remove the environment, runs and caches

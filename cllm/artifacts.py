@@ -23,7 +23,8 @@ from cllm.errors import InputError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INPUTS_NAME = "inputs.json"  # what a resumable working folder is made from
-HASHED_BYTES = 1 << 20  # files up to 1 MiB are hashed; weights and shards would take minutes
+HASHED_BYTES = 1 << 20  # files up to 1 MiB are hashed at each reading; weights and shards would take minutes
+WEIGHTS_SUFFIX = ".safetensors"  # files whose hash is recorded all the same: it names the model from then on
 ABSENT = "(absent)"  # stands for the value of a key that one of two inputs does not have
 
 
@@ -32,7 +33,7 @@ class FileEntry(Config):
 
     path: str
     num_bytes: int
-    sha256: str | None = None  # None: larger than HASHED_BYTES
+    sha256: str | None = None  # None: larger than HASHED_BYTES, and no weights
 
 
 class Manifest(Config):
@@ -137,6 +138,12 @@ def read_manifest(path: Path, kind: str) -> Manifest:
     for entry in manifest.files:
         _check_file(path / entry.path, entry)
     return manifest
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def is_current(path: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
@@ -267,13 +274,10 @@ def _finish(working: Path, path: Path, kind: str, inputs: Mapping[str, Any], pro
 def _describe(file: Path, folder: Path) -> FileEntry:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())  # the manifest must not reach the disk before what it vouches for
-    return FileEntry(path=file.relative_to(folder).as_posix(), num_bytes=file.stat().st_size, sha256=_small_hash(file))
-
-
-def _small_hash(file: Path) -> str | None:
-    if file.stat().st_size > HASHED_BYTES:
-        return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    size = file.stat().st_size
+    recorded = size <= HASHED_BYTES or file.suffix == WEIGHTS_SUFFIX
+    sha256 = file_hash(file) if recorded else None
+    return FileEntry(path=file.relative_to(folder).as_posix(), num_bytes=size, sha256=sha256)
 
 
 def _check_file(file: Path, entry: FileEntry) -> None:
@@ -281,7 +285,7 @@ def _check_file(file: Path, entry: FileEntry) -> None:
         raise InputError(f"{file}: listed in {MANIFEST_NAME} but missing")
     if file.stat().st_size != entry.num_bytes:
         raise InputError(f"{file}: has {file.stat().st_size} bytes, {MANIFEST_NAME} says {entry.num_bytes}")
-    if entry.sha256 is not None and _small_hash(file) != entry.sha256:
+    if entry.sha256 is not None and entry.num_bytes <= HASHED_BYTES and file_hash(file) != entry.sha256:
         raise InputError(f"{file}: content changed since it was written (SHA-256 differs)")
 
 

@@ -4,12 +4,15 @@ Supported: decoder-only models of transformers in the style of Llama, Mistral, Q
 Code from a checkpoint is never run (`trust_remote_code` stays off).
 """
 
+import gc
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from cllm.artifacts import MANIFEST_NAME, WEIGHTS_SUFFIX, file_hash
 from cllm.errors import InputError
 from cllm.recipe import LlamaShape
 
@@ -50,8 +54,12 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     device: torch.device | None = None,
+    empty: bool = False,
 ) -> PreTrainedModel:
     """The model of a local folder or Hugging Face id, in eval mode on `device` (default: the CPU).
+
+    Args:
+        empty: without its weights, on the meta device.
 
     Raises:
         InputError: no such model, an unsupported architecture, or weights that are missing, damaged or not safetensors.
@@ -60,6 +68,9 @@ def load_model(
         config = AutoConfig.from_pretrained(path, revision=revision)
         if config.model_type not in SUPPORTED:
             raise InputError(f"{path}: model type {config.model_type!r}; supported: {', '.join(SUPPORTED)}")
+        if empty:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).eval()
         model = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
@@ -170,6 +181,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back the memory of models and engines that nothing refers to any more, before the next one is made."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of decoding. auto: bfloat16 on GPUs; float32 on CPUs, where outputs must not depend on the batch."""
     if precision == "auto":
@@ -193,20 +211,45 @@ def _cpu_multiplies_bf16() -> bool:
 
 def weights_revision(path: str, revision: str | None = None) -> str:
     """What identifies a checkpoint's content: a hash over a local folder's weights and configuration, or else the
-    Hugging Face id with its revision."""
+    Hugging Face id with the commit that its revision is at now, for a branch moves.
+
+    Raises:
+        InputError: neither a folder, nor on the hub or, without network, in its cache.
+    """
     folder = Path(path)
     if not folder.is_dir():
-        return f"{path}@{revision or 'main'}"
+        return f"{path}@{_commit(path, revision)}"
     digest = hashlib.sha256()
     for file in _content_files(folder):
         digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(_recorded_hash(file) or file_hash(file)))
     return digest.hexdigest()[:16]
 
 
+def _recorded_hash(file: Path) -> str | None:
+    """The SHA-256 in the manifest of a finished stage, for hashing the weights of a 7B model takes a minute; None where
+    there is none, or the file may be another one by now."""
+    manifest = file.parent / MANIFEST_NAME
+    try:
+        entries = json.loads(manifest.read_text())["files"]
+        entry = next(entry for entry in entries if entry["path"] == file.name)
+        now = file.stat()
+        same = now.st_size == entry["num_bytes"] and now.st_mtime_ns <= manifest.stat().st_mtime_ns
+        return entry["sha256"] if same else None
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):  # none there, or somebody else's
+        return None
+
+
+def _commit(path: str, revision: str | None) -> str:
+    """The commit of a model on the hub; the cache keeps each in a folder of that name."""
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=["config.json"])).name
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: neither a folder nor a model on the hub: {_first_line(error)}") from error
+
+
 def _content_files(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+    return sorted(p for p in folder.iterdir() if p.suffix == WEIGHTS_SUFFIX or p.name == "config.json")
 
 
 def _first_line(error: Exception) -> str:

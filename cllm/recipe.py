@@ -2,12 +2,13 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from cllm.config import Config
 from cllm.decoding.config import GuessKind
+from cllm.errors import InputError
 from cllm.tasks.registry import TaskConfig
 from cllm.tasks.spider import SpiderConfig
 
@@ -78,13 +79,13 @@ class OptimConfig(Config):
     checkpoint_every: int = Field(200, ge=1)  # steps
     log_every: int = Field(20, ge=1)  # steps
 
-
-class FinetuneConfig(Config):
-    """AR fine-tuning of the teacher on the reference answers."""
-
-    optim: OptimConfig
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
-    validate_every: int | None = None  # steps; None: at the end only
+    def check_rows(self, key: str, num_workers: int) -> None:
+        """Raise InputError, naming this section by its key, if the workers cannot share the rows of a step evenly."""
+        if self.rows_per_step % (num_workers * self.accumulation):
+            raise InputError(
+                f"{key}.rows_per_step={self.rows_per_step} is no multiple of {key}.accumulation={self.accumulation} x "
+                f"{num_workers} workers"
+            )
 
 
 class CollectConfig(Config):
@@ -115,6 +116,24 @@ class LoraConfig(Config):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+class FinetuneConfig(Config):
+    """AR fine-tuning of the teacher on the reference answers."""
+
+    optim: OptimConfig
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it natively
+    validate_every: int | None = Field(None, ge=1)  # steps; None: at the end only
+    lora: LoraConfig | None = None  # not for a teacher from scratch
+    gradient_checkpointing: bool = False
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As JSON, of which fingerprints are made, without the keys that came later where they change nothing: so a
+        teacher trained before them is still the recipe's."""
+        off = {"lora": None, "gradient_checkpointing": False}
+        data: dict[str, Any] = serialize(self)
+        return {key: value for key, value in data.items() if key not in off or value != off[key]}
+
+
 class LossConfig(Config):
     """L = consistency + ar_weight * AR (paper eq. 4-6; noisy context and schedule: Jacobi Forcing)."""
 
@@ -130,6 +149,22 @@ class LossConfig(Config):
     states: Literal["trajectory", "guess"] = "trajectory"
     on_policy_iterations: int = Field(0, ge=0)  # up to so many Jacobi iterations of the student refine drawn states
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "LossConfig":
+        """What would have no effect is refused: it would give the same student another fingerprint."""
+        if self.states == "guess":
+            self._require_defaults("target", "context", "schedule", "schedule_window", reason="states=guess")
+        elif self.context == "clean" and self.schedule == "random":
+            self._require_defaults("schedule_window", reason="context=clean and schedule=random")
+        if self.target == "local" and self.on_policy_iterations > 0:
+            raise ValueError("target=local is the next recorded state; on_policy_iterations leaves the recorded ones")
+        return self
+
+    def _require_defaults(self, *keys: str, reason: str) -> None:
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}={getattr(self, key)} has no effect with {reason}")
+
 
 class TrainConfig(Config):
     """Consistency distillation (paper algorithm 2), one packed forward for AR, teacher and student logits."""
@@ -139,8 +174,16 @@ class TrainConfig(Config):
     lora: LoraConfig | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
-    validate_every: int | None = None  # steps; None: never, the last step is exported
-    patience: int | None = None  # validations without improvement before stopping; None: never stop early
+    validate_every: int | None = Field(None, ge=1)  # steps; None: at the end only
+    # Validations in a row without a better one that end the training, and the best weights are exported; None: all
+    # steps are taken, and the last one's weights are exported.
+    patience: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _patience_needs_validations(self) -> "TrainConfig":
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError(f"patience={self.patience} counts validations: set validate_every")
+        return self
 
 
 class DraftConfig(Config):
@@ -157,7 +200,7 @@ class DraftConfig(Config):
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # from the teacher's distribution
     ar_weight: float = Field(0.0, ge=0)  # of the AR loss on the teacher's response; the loss is divergence + it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    validate_every: int | None = None  # steps; None: never
+    validate_every: int | None = Field(None, ge=1)  # steps; None: at the end only
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> "DraftConfig":
@@ -177,7 +220,7 @@ class MedusaConfig(Config):
     teacher_learning_rate: float | None = Field(None, gt=0)  # variant 2; None: a quarter of the heads'
     gradient_checkpointing: bool = False  # variant 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    validate_every: int | None = None  # steps; None: never
+    validate_every: int | None = Field(None, ge=1)  # steps; None: at the end only
 
     @model_validator(mode="after")
     def _consistent(self) -> "MedusaConfig":
@@ -212,10 +255,23 @@ class ResourceConfig(Config):
     """What the jobs ask Ray for. `gpus`: 0 runs on CPUs; otherwise each training worker or decoding actor owns one."""
 
     gpus: int = Field(0, ge=0)
-    cpus_per_worker: int = Field(2, ge=1)  # threads of the training worker on CPU
+    workers: int = Field(1, ge=1)  # training workers on CPU, on one node or several; on GPUs there is one a GPU
+    cpus_per_worker: int = Field(2, ge=1)  # threads of one training worker on CPU
     cpus_per_actor: int = Field(1, ge=1)  # threads of one collection or evaluation actor on CPU
+    wait_s: float = Field(900, ge=0)  # how long a job waits for a cluster that grows to have what it asks for
     max_failures: int = Field(3, ge=0)  # restarts of a training job after lost workers
     compile: bool = False  # training through torch.compile: faster steps after a minute; losses differ by rounding
+
+    @model_validator(mode="after")
+    def _workers_are_for_cpus(self) -> "ResourceConfig":
+        if self.gpus and self.workers > 1:
+            raise ValueError(f"workers={self.workers} is for CPUs; gpus={self.gpus} makes one worker a GPU")
+        return self
+
+    @property
+    def training_workers(self) -> int:
+        """How many processes train together."""
+        return self.gpus or self.workers
 
 
 class Recipe(Config):
@@ -237,8 +293,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _scratch_needs_finetuning(self) -> "Recipe":
-        if self.teacher.scratch is not None and self.finetune is None:
+        if self.teacher.scratch is None:
+            return self
+        if self.finetune is None:
             raise ValueError("a teacher from scratch needs a finetune section")
+        if self.finetune.lora is not None:
+            raise ValueError("finetune.lora adapts a trained model; a teacher from scratch learns all weights")
         return self
 
     @field_validator("output")
@@ -258,14 +318,29 @@ class Recipe(Config):
         return storage
 
     @model_validator(mode="after")
-    def _muon_trains_on_one_gpu(self) -> "Recipe":
+    def _muon_trains_on_one_worker(self) -> "Recipe":
         sections: dict[str, FinetuneConfig | TrainConfig | DraftConfig | None]
         sections = {"finetune": self.finetune, "train": self.train}
         if self.baselines is not None:
             sections["baselines.draft"] = self.baselines.draft
+        asked = f"resources.gpus={self.resources.gpus}, resources.workers={self.resources.workers}"
         for name, section in sections.items():
-            if section is not None and section.optim.optimizer == "muon" and self.resources.gpus > 1:
-                raise ValueError(f"{name}.optim.optimizer=muon trains on one GPU, resources.gpus={self.resources.gpus}")
+            if section is not None and section.optim.optimizer == "muon" and self.resources.training_workers > 1:
+                raise ValueError(f"{name}.optim.optimizer=muon trains on one worker, not with {asked}")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_share_the_rows(self) -> "Recipe":
+        """Of the pipeline's trainings; the job of the baselines asks for its own."""
+        if self.finetune is not None:
+            self.finetune.optim.check_rows("finetune.optim", self.resources.training_workers)
+        self.train.optim.check_rows("train.optim", self.resources.training_workers)
+        return self
+
+    @model_validator(mode="after")
+    def _augmented_states_are_drawn(self) -> "Recipe":
+        if self.collect.augment > 0 and self.train.loss.states == "guess":
+            raise ValueError(f"collect.augment={self.collect.augment} has no effect with train.loss.states=guess")
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,8 @@
 
 Every student starts at the base run's teacher and has a GPU, or a machine without GPUs, to itself. Trajectories are
 collected once for each block size. A finished student's figures are kept in the folder `output`, so a job that was
-killed goes on where it stopped. The last line is one JSON document; the exit code is 1 if a student failed.
+killed goes on where it stopped; weights are not, so a student that is to be decoded with one more n is trained again.
+The last line is one JSON document; the exit code is 1 if a student failed.
 """
 
 import argparse
@@ -14,24 +15,26 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, cast
+from typing import Any
 
 import ray
 import torch
-from ray.util import ActorPool
+from ray.exceptions import RayError
 
 from cllm.ablation.cell import make_cell
 from cllm.ablation.data import BaseRun, covers, cut_trajectories, placed
+from cllm.ablation.document import AblationDocument, write_document
 from cllm.ablation.figure import plot_effects
-from cllm.ablation.grid import Grid, Student, students, title_of
+from cllm.ablation.grid import Grid, Student, decoded_further, students, title_of
 from cllm.ablation.grids import GRIDS, get_grid
-from cllm.ablation.results import FIGURES_NAME, Ablation, gather, read_figures, write_document
+from cllm.ablation.results import FIGURES_NAME, KIND, gather, read_figures
 from cllm.ablation.student import make_student
-from cllm.ablation.summary import sentences, summary
+from cllm.ablation.summary import sentences
 from cllm.artifacts import write_artifact, write_atomic
 from cllm.bench.matrix import Platform
 from cllm.errors import InputError
@@ -39,6 +42,7 @@ from cllm.layout import RunLayout
 from cllm.models import default_device
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
+from cllm.report.ablation_page import ablation_page
 from cllm.tasks.prompts import draw_prompts
 from jobs import collect, stages
 from jobs.cli import main_with, print_last_line_json, stage
@@ -49,6 +53,7 @@ from jobs.stages import Stage
 
 FIGURE_NAME = "effects.svg"
 SUMMARY_NAME = "ablation.md"
+MAX_DEATHS = 3  # of the worker that makes a student
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A student to make, and the folder that its figures go into."""
+class Measured:
+    """A student with one way of decoding it, and the folder that the figures go into."""
 
-    title: str
     student: Student
     stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One training, and all that is measured of the student."""
+
+    title: str
+    parts: tuple[Measured, ...]
+
+    @property
+    def missing(self) -> "Work":
+        """What is not finished of it."""
+        return replace(self, parts=tuple(part for part in self.parts if not part.stage.is_current))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +99,23 @@ def run(grid: Grid) -> int:
     """
     began = time.monotonic()
     grid = grid.model_copy(update={"output": str(Path(grid.output).absolute())})
-    wanted = students(grid)
+    own = students(grid)
     base = read_base(grid)
-    connect(wanted[0].recipe)
-    with stage(f"ablation {grid.name}: data of {len(wanted)} students"):
+    connect(own[0].recipe)
+    with stage(f"ablation {grid.name}: data of {len(own)} students"):
         data = Path(grid.output) / "data"
-        wanted = [replace(student, recipe=placed(student.recipe, base, data)) for student in wanted]
-        collect_missing([student.recipe for student in wanted], base)
+        own = [replace(student, recipe=placed(student.recipe, base, data)) for student in own]
+        collect_missing([student.recipe for student in own], base)
     platform = ray.get(platform_here.options(**exclusive(grid.gpus)).remote(base.recipe.resources.cpus_per_worker))
-    works = [work_of(student, base, platform, grid) for student in wanted]
-    todo = [work for work in works if not work.stage.is_current]
+    works = works_of([*own, *decoded_further(grid, own)], base, platform, grid)
+    todo = [work.missing for work in works if work.missing.parts]
     with stage(f"ablation {grid.name}: {len(works)} students, {len(works) - len(todo)} of them finished"):
         missing = make_all(todo, base, platform, grid)
-    finished = [(work.student, work.stage.path) for work in works if work.stage.is_current]
-    ablation = gather(grid, finished, missing) if finished else None
-    if ablation is not None:
-        write_results(ablation)
+    finished = [(part.student, part.stage.path) for work in works for part in work.parts if part.stage.is_current]
+    ablation = None
+    if any(not student.further for student, _ in finished):
+        ablation = gather(grid, finished, missing, collect_provenance(sys.argv))
+        write_results(Path(grid.output), ablation)
     print_last_line_json(
         {
             "grid": grid.name,
@@ -167,14 +185,19 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def work_of(student: Student, base: BaseRun, platform: Platform, grid: Grid) -> Work:
-    cell = make_cell(student, base, platform)
-    output = Stage("ablation-cell", "ablate", Path(grid.output) / "cells" / cell.key, cell.model_dump(mode="json"))
-    seed = f" seed={student.seed}" if student.seed != grid.seeds[0] else ""
-    return Work(title_of(grid, student.settings) + seed, student, output)
+def works_of(wanted: Sequence[Student], base: BaseRun, platform: Platform, grid: Grid) -> list[Work]:
+    """A work for each training, in the order of the students."""
+    parts: dict[str, list[Measured]] = {}
+    for student in wanted:
+        seed = f" seed={student.seed}" if student.seed != grid.seeds[0] else ""
+        cell = make_cell(student, base, platform)
+        output = Stage(KIND, "ablate", Path(grid.output) / "cells" / cell.key, cell.model_dump(mode="json"))
+        parts.setdefault(title_of(grid, student.settings) + seed, []).append(Measured(student, output))
+    return [Work(title, tuple(found)) for title, found in parts.items()]
 
 
-@ray.remote(max_restarts=2, max_task_retries=2)
+# It restarts as often as it dies, for the next student may do better than the one that was too large for the machine.
+@ray.remote(max_restarts=-1, max_task_retries=MAX_DEATHS - 1)
 class StudentWorker:
     """Makes students on a device of its own."""
 
@@ -182,7 +205,7 @@ class StudentWorker:
         self.base, self.platform, self.command = base, platform, command
 
     def make(self, work: Work) -> Outcome:
-        """Train and measure a student, and write its figures. What goes wrong is in the outcome."""
+        """Train a student, measure it, and write its figures. What goes wrong is in the outcome."""
         start = time.monotonic()
         try:
             self.write(work)
@@ -194,27 +217,26 @@ class StudentWorker:
         return Outcome(work, time.monotonic() - start, error)
 
     def write(self, work: Work) -> None:
-        recipe = work.student.recipe
-        set_threads(recipe.resources.cpus_per_worker)
+        student = work.parts[0].student
+        set_threads(student.recipe.resources.cpus_per_worker)
         here = Platform.here().for_engine("cllm")
         if here != self.platform:
             raise InputError(f"planned for {self.platform}, this machine is {here}: ablate each kind by itself")
         # The task's own files, such as databases, are the base run's.
-        recipe = recipe.model_copy(update={"task": self.base.recipe.placed_task})
-        figures = make_student(recipe, work.student.seed, default_device())
-        output, provenance = work.stage, collect_provenance(self.command)
-        with write_artifact(output.path, kind=output.kind, inputs=output.inputs, provenance=provenance) as folder:
-            write_atomic(folder / FIGURES_NAME, figures.model_dump_json(indent=1))
+        recipe = student.recipe.model_copy(update={"task": self.base.recipe.placed_task})
+        evaluations = [part.student.recipe.evaluate for part in work.parts]
+        found = make_student(recipe, student.seed, evaluations, default_device())
+        provenance = collect_provenance(self.command)
+        for part, figures in zip(work.parts, found, strict=True):
+            output = part.stage
+            with write_artifact(output.path, kind=output.kind, inputs=output.inputs, provenance=provenance) as folder:
+                write_atomic(folder / FIGURES_NAME, figures.model_dump_json(indent=1))
 
 
 def make_all(todo: Sequence[Work], base: BaseRun, platform: Platform, grid: Grid) -> list[str]:
     """Make students on as many devices as there are; returns those that failed, and why."""
-    places = min(exclusive_places(grid.gpus), len(todo))
-    worker = StudentWorker.options(**exclusive(grid.gpus))  # type: ignore[attr-defined]
-    workers = [worker.remote(base, platform, sys.argv) for _ in range(places)]
-    made = ActorPool(workers).map_unordered(lambda worker, work: worker.make.remote(work), cast(list[Any], todo))
     missing, since = [], time.monotonic()
-    for done, outcome in enumerate(made, start=1):
+    for done, outcome in enumerate(outcomes(todo, base, platform, grid), start=1):
         if outcome.error is not None:
             missing.append(f"{outcome.work.title}: {outcome.error}")
         left = (len(todo) - done) * (time.monotonic() - since) / done
@@ -222,23 +244,53 @@ def make_all(todo: Sequence[Work], base: BaseRun, platform: Platform, grid: Grid
             f"[{done}/{len(todo)}] {described(outcome)} ({outcome.seconds:.0f} s; about {left / 60:.1f} min left)",
             flush=True,
         )
+    return missing
+
+
+def outcomes(todo: Sequence[Work], base: BaseRun, platform: Platform, grid: Grid) -> Iterator[Outcome]:
+    """Of all students, each as soon as it is there."""
+    waiting = deque(todo)
+    running: dict[Any, tuple[Any, Work, float]] = {}
+    worker_type = StudentWorker.options(**exclusive(grid.gpus))  # type: ignore[attr-defined]
+    places = min(exclusive_places(grid.gpus), len(todo))
+    idle = workers = [worker_type.remote(base, platform, sys.argv) for _ in range(places)]
+    while waiting or running:
+        for worker in idle[: len(waiting)]:
+            work = waiting.popleft()
+            running[worker.make.remote(work)] = worker, work, time.monotonic()
+        (ref, *_), _ = ray.wait(list(running))
+        worker, work, start = running.pop(ref)
+        idle = [worker]
+        yield outcome_of(ref, work, start)
     for worker in workers:
         ray.kill(worker)
-    return missing
+
+
+def outcome_of(ref: "ray.ObjectRef[Outcome]", work: Work, start: float) -> Outcome:
+    try:
+        return ray.get(ref)
+    except RayError as error:  # the worker has died each time, for want of memory say
+        why = f"its worker died {MAX_DEATHS} times ({type(error).__name__})"
+        return Outcome(work, time.monotonic() - start, why)
 
 
 def described(outcome: Outcome) -> str:
     if outcome.error is not None:
         return f"{outcome.work.title}: failed: {outcome.error}"
-    figures = read_figures(outcome.work.stage.path)
+    return f"{outcome.work.title}: {'; '.join(map(figures_text, outcome.work.parts))}"
+
+
+def figures_text(part: Measured) -> str:
+    figures = read_figures(part.stage.path)
+    window = f"n={part.student.window}: " if part.student.further else ""
     speed = f"{figures.tpf:.2f} tokens/forward, {median(figures.speedups):.2f} × AR"
-    return f"{outcome.work.title}: {speed}, {fmean(figures.scores):.1%}"
+    return f"{window}{speed}, {fmean(figures.scores):.1%}"
 
 
-def write_results(ablation: Ablation) -> None:
+def write_results(folder: Path, ablation: AblationDocument) -> None:
     """Write all that is made from the students' figures: document, figure and page."""
-    folder, page = Path(ablation.grid.output), summary(ablation, FIGURE_NAME)
-    write_document(folder, ablation, collect_provenance(sys.argv))
+    page = ablation_page(ablation, FIGURE_NAME)
+    write_document(folder, ablation)
     if ablation.effects:
         plot_effects(ablation, folder / FIGURE_NAME)
     write_atomic(folder / SUMMARY_NAME, page)

@@ -29,7 +29,9 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
         outputs.append((stages.medusa(recipe), section.medusa.optim, f"Medusa-{section.medusa.variant} heads"))
     if not outputs:
         raise InputError(f"baselines: recipe {recipe.name} has neither a draft nor a medusa section")
-    stages.collect(recipe).require()
+    for output, optim, _ in outputs:
+        optim.check_rows(f"baselines.{output.kind}.optim", recipe.resources.training_workers)
+    outputs[0][0].require_sources()  # both read the same
     check_trajectories(recipe)
     check_draft_source(recipe)
     connect(recipe)

@@ -4,66 +4,33 @@
     python jobs/bench_engine.py --model runs/demo/student --prompts runs/demo/prompts/prompts.parquet
 
 A row for each decoder, window and number of requests in flight. Each engine runs in a process of its own with a GPU of
-its own. The last line is one JSON document.
+its own, or with `--shards` GPUs that divide the model. The last line is one JSON document.
 """
 
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from cllm.artifacts import write_atomic
+from cllm.bench.agreement import measure_agreement
 from cllm.bench.bandwidth import copy_bandwidth, weight_bytes, weight_bytes_of
-from cllm.bench.engines import Case, DecoderName, Row, measure_load, measure_ours, memory_in_use
-from cllm.decoding.records import DecodeRequest, SamplingParams
-from cllm.engine.attention import TorchAttention
-from cllm.engine.backends import attention_for, ops_for, triton_attention, tune
-from cllm.engine.model import DecoderModel
-from cllm.engine.weights import ModelOptions, load_model, random_model
+from cllm.bench.engine_subject import SHAPES, EngineSubject
+from cllm.bench.engines import Case, DecoderName, Row, measure_ours, measure_sharded, measure_vllm
+from cllm.engine.backends import tune
 from cllm.errors import InputError
-from cllm.models import (
-    default_device,
-    eos_token_ids,
-    load_generation_config,
-    load_tokenizer,
-    pad_token_id,
-    resolve_dtype,
-)
+from cllm.models import default_device, resolve_dtype
 from cllm.provenance import collect_provenance
 from cllm.report.engines import engines_table
-from cllm.tasks.prompts import draw_prompts
-from cllm.vllm.config import PeerConfig
-from cllm.vllm.llm import VllmBackend
+from cllm.vllm.versions import check_installed, is_installed
 from jobs.cli import exit_code_of, print_last_line_json
 from jobs.cluster import start
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 4096,
-    },
-    "tiny": {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 512,
-    },
-}
 DECODERS: tuple[DecoderName, ...] = ("ar", "jacobi", "jacobi-block", "jacobi-adaptive")
 
 
@@ -82,10 +49,18 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--n", type=int, nargs="+", default=[16], metavar="N", help="windows of Jacobi (default 16)")
     result.add_argument("--decoders", nargs="+", default=["ar", "jacobi"], choices=DECODERS)
     result.add_argument("--guess", default="pad", choices=["pad", "prompt"], help="initial guesses (default pad)")
+    result.add_argument("--shards", type=int, default=1, metavar="N", help="GPUs that divide the model (default 1)")
     result.add_argument("--tune", action="store_true", help="let the kernels find their fastest launches first")
     result.add_argument("--attention", default="auto", choices=["auto", "triton", "torch"], help="default: the best")
+    result.add_argument(
+        "--agreement",
+        action="store_true",
+        help="also compare greedy Jacobi decoding with AR, in float32 and the model's dtype, token by token",
+    )
+    result.add_argument(
+        "--vllm", action=argparse.BooleanOptionalAction, help="vLLM's AR decoding as well (default: where installed)"
+    )
     result.add_argument("--vllm-memory", type=float, default=0.9, metavar="SHARE", help="of the GPU (default 0.9)")
-    result.add_argument("--vllm", action="store_true", help="measure vLLM's AR decoding as well")
     result.add_argument("--out", type=Path, metavar="FILE", help="write the document there, too")
     return result
 
@@ -93,13 +68,16 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     check(arguments)
     start()
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    # With two GPUs both engines run at the same time, each on its own; with one, or none, one after the other.
-    pending = [measure_cllm.options(num_gpus=gpus, num_cpus=1).remote(arguments)]
-    if arguments.vllm:
-        if ray.cluster_resources().get("GPU", 0) < 2:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if 0 < gpus < arguments.shards:
+        raise InputError(f"--shards {arguments.shards}: the cluster has {gpus:g} GPUs")
+    # With GPUs enough both engines run at the same time, each on its own; else one after the other.
+    needed = arguments.shards if gpus else 0
+    pending = [measure_cllm.options(num_gpus=needed, num_cpus=1).remote(arguments)]
+    if is_installed() if arguments.vllm is None else arguments.vllm:
+        if gpus < needed + 1:
             ray.wait(pending)
-        pending.append(measure_vllm.options(num_gpus=gpus, num_cpus=1).remote(arguments))
+        pending.append(measure_peer.options(num_gpus=min(needed, 1), num_cpus=1).remote(arguments))
     parts = ray.get(pending)
     rows = [row for part in parts for row in part.pop("rows")]
     document = {"rows": rows, "settings": settings(arguments), "provenance": collect_provenance(sys.argv)}
@@ -112,11 +90,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    numbers = [arguments.num_prompts, arguments.prompt_tokens, arguments.new_tokens]
+    numbers = [arguments.num_prompts, arguments.prompt_tokens, arguments.new_tokens, arguments.shards]
     if min(*numbers, *arguments.concurrency, *arguments.n) < 1:
-        raise InputError("--num-prompts, --prompt-tokens, --new-tokens, --concurrency, --n: must be at least 1")
+        raise InputError("--num-prompts, --prompt-tokens, --new-tokens, --shards, --concurrency, --n: at least 1 each")
     if arguments.prompts is not None and arguments.model is None:
         raise InputError("--prompts: a model with random weights has no tokenizer that made them; give --model")
+    if arguments.shards > 1 and (arguments.tune or arguments.agreement):
+        raise InputError("--tune and --agreement: they are for a model on one GPU; leave out --shards")
+    if arguments.vllm:
+        check_installed()
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -126,17 +108,38 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @ray.remote
 def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
-    device = default_device()
-    model, eos_ids, pad_id = subject(arguments, device)
+    subject, device = subject_of(arguments), default_device()
+    bandwidth = copy_bandwidth(device)
+    document = {"copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1), "hardware": collect_provenance(())["hardware"]}
+    if arguments.shards > 1:
+        config = subject.config()
+        floor_ms = 1000 * weight_bytes_of(config) / bandwidth
+        requests = subject.requests(config.vocab_size)
+        measured = measure_sharded(
+            subject, list(cases(arguments)), requests, arguments.shards, guess=arguments.guess, floor_ms=floor_ms
+        )
+        return document | {"rows": noted(measured), "floor_ms": floor_ms}
+    document |= measure_alone(subject, arguments, bandwidth, device)
+    if arguments.agreement:
+        dtypes = dict.fromkeys([torch.float32, resolve_dtype("auto", device)])
+        found = [measure_agreement(subject, max(arguments.n), dtype, device) for dtype in dtypes]
+        document["agreement_with_ar"] = [one for of_dtype in found for one in of_dtype]
+    return document
+
+
+def measure_alone(
+    subject: EngineSubject, arguments: argparse.Namespace, bandwidth: float, device: torch.device
+) -> dict[str, Any]:
+    """The rows of a model on one device."""
+    model, eos_ids, pad_id = subject.open(resolve_dtype("auto", device), device)
     todo = list(cases(arguments))
     if arguments.tune:
-        tune(model, sorted({case.n * case.concurrency for case in todo}))
-    requests = requests_for(arguments, model.shape.vocab_size)
-    bandwidth = copy_bandwidth(device)
+        tune(model, sorted({case.step_tokens for case in todo}))
     floor_ms = 1000 * weight_bytes(model) / bandwidth
+    requests = subject.requests(model.shape.vocab_size)
     measured = measure_ours(
         model,
-        model_name(arguments),
+        subject.name,
         todo,
         requests,
         eos_ids=eos_ids,
@@ -145,57 +148,25 @@ def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
         floor_ms=floor_ms,
     )
     return {
-        "rows": [noted(row) for row in measured],
-        "copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
+        "rows": noted(measured),
         "floor_ms": floor_ms,
-        "hardware": collect_provenance(())["hardware"],
         "kernels": {"ops": type(model.ops).__name__, "attention": type(model.attention).__name__},
     }
 
 
 @ray.remote
-def measure_vllm(arguments: argparse.Namespace) -> dict[str, Any]:
-    device = default_device()
-    with tempfile.TemporaryDirectory() as folder:
-        path = arguments.model
-        if path is None:
-            shape_config(arguments.shape).save_pretrained(folder)
-            path = folder
-        config = AutoConfig.from_pretrained(path)
-        requests = requests_for(arguments, config.vocab_size)
-        floor_ms = 1000 * weight_bytes_of(config) / copy_bandwidth(device)
-        longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-        peer = PeerConfig(
-            method="ar",
-            model=path,
-            max_rows=max(arguments.concurrency),
-            max_tokens=longest,
-            memory_fraction=arguments.vllm_memory,
-            tokenizer=False,
-        )
-        backend = VllmBackend(peer, load_format="dummy" if arguments.model is None else "auto")
-        rows = []
-        for concurrency in arguments.concurrency:
-            load = measure_load(backend, requests, concurrency)
-            row = Row.of(
-                load,
-                floor_ms=floor_ms,
-                engine="vllm",
-                decoder="ar",
-                model=model_name(arguments),
-                concurrency=concurrency,
-                n=1,
-                memory_gib=memory_in_use(device),
-            )
-            rows.append(noted(row))
-        return {"rows": rows, "vllm": backend.stats().as_row()}
+def measure_peer(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows, stats = measure_vllm(subject_of(arguments), arguments.concurrency, arguments.vllm_memory)
+    return {"rows": noted(rows), "vllm": stats}
 
 
-def noted(row: Row) -> dict[str, Any]:
-    """The row's document, printed as soon as it is measured."""
-    document = row.document()
-    print(json.dumps(document), flush=True)
-    return document
+def noted(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows' documents, each printed as soon as it is measured."""
+    documents = []
+    for row in rows:
+        documents.append(row.document())
+        print(json.dumps(documents[-1]), flush=True)
+    return documents
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -205,37 +176,16 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
                 yield Case(decoder, n, concurrency)
 
 
-def subject(arguments: argparse.Namespace, device: torch.device) -> tuple[DecoderModel, Sequence[int], int]:
-    """The model to measure, its end tokens and its padding token."""
-    dtype = resolve_dtype("auto", device)
-    attention = TorchAttention() if arguments.attention == "torch" else attention_for(device, dtype)
-    if arguments.attention == "triton":
-        attention = triton_attention(device)
-    options: ModelOptions = {"ops": ops_for(device, dtype), "attention": attention}
-    if arguments.model is None:
-        return random_model(shape_config(arguments.shape), dtype, device, **options), (), 0
-    tokenizer = load_tokenizer(arguments.model)
-    eos_ids = eos_token_ids(load_generation_config(arguments.model), tokenizer)
-    return load_model(arguments.model, dtype, device, **options), eos_ids, pad_token_id(tokenizer)
-
-
-def shape_config(name: str) -> PretrainedConfig:
-    return LlamaConfig(**SHAPES[name], dtype="bfloat16", architectures=["LlamaForCausalLM"])
-
-
-def model_name(arguments: argparse.Namespace) -> str:
-    return arguments.shape or Path(arguments.model).name
-
-
-def requests_for(arguments: argparse.Namespace, vocab_size: int) -> list[DecodeRequest]:
-    """Test prompts by hashed id, which end where the model ends them; or random ones of fixed length."""
-    if arguments.prompts is not None:
-        drawn = draw_prompts(arguments.prompts, "test", arguments.num_prompts)
-        return [DecodeRequest(prompt.prompt_ids, arguments.new_tokens) for prompt in drawn]
-    generator = torch.Generator().manual_seed(0)
-    tokens_BL = torch.randint(vocab_size, (arguments.num_prompts, arguments.prompt_tokens), generator=generator)
-    endless = SamplingParams(ignore_eos=True)
-    return [DecodeRequest(tuple(row), arguments.new_tokens, endless) for row in tokens_BL.tolist()]
+def subject_of(arguments: argparse.Namespace) -> EngineSubject:
+    return EngineSubject(
+        path=arguments.model,
+        shape=arguments.shape,
+        prompts=arguments.prompts,
+        num_prompts=arguments.num_prompts,
+        prompt_tokens=arguments.prompt_tokens,
+        new_tokens=arguments.new_tokens,
+        attention=arguments.attention,
+    )
 
 
 if __name__ == "__main__":

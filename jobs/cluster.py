@@ -3,24 +3,29 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import ray
 from ray.data import DataContext
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cllm.errors import InputError
 from cllm.recipe import Recipe
 
+_POLL_S = 1.0
 LOCAL_OBJECT_STORE_BYTES = 256 << 20  # rows pass through it, never weights; Ray's default is 30% of the memory
 
 
 def connect(recipe: Recipe) -> None:
     """`start`, and check that the cluster has what the recipe needs.
 
-    Connecting twice is harmless, so `jobs.pipeline` and the stages that it calls each do so.
+    A cluster may start its GPU nodes only when they are asked for: they are, and `resources.wait_s` is how long they
+    may take. Connecting twice is harmless, so `jobs.pipeline` and the stages that it calls each do so.
 
     Raises:
-        InputError: RAY_ADDRESS is not that of a running cluster, or this machine has less than the recipe needs.
+        InputError: RAY_ADDRESS is not that of a running cluster, or there is less than the recipe needs: on this
+            machine, or on a cluster that does not grow.
     """
     if ray.is_initialized():
         return
@@ -31,8 +36,10 @@ def connect(recipe: Recipe) -> None:
     _warn_of_temporary_output(recipe)
     try:
         check_resources(recipe, ray.cluster_resources())
-    except InputError as shortage:  # an autoscaling cluster starts its GPU nodes only when they are asked for
-        print(f"warning: {shortage}; waiting for it to grow", file=sys.stderr)
+    except InputError as shortage:
+        patience = f"waiting up to {recipe.resources.wait_s:g} s for it to grow (resources.wait_s)"
+        print(f"warning: {shortage}; {patience}", file=sys.stderr, flush=True)
+        _wait_until_grown(recipe)
 
 
 def start() -> None:
@@ -68,9 +75,34 @@ def check_resources(recipe: Recipe, available: dict[str, float]) -> None:
         raise InputError(
             f"resources.gpus: the recipe needs {wanted.gpus} GPUs, the cluster has {available.get('GPU', 0):g}"
         )
-    cpus = max(wanted.cpus_per_worker, wanted.cpus_per_actor)
+    cpus = max(wanted.workers * wanted.cpus_per_worker, wanted.cpus_per_actor)
     if wanted.gpus == 0 and cpus > available.get("CPU", 0):
         raise InputError(f"resources: the recipe needs {cpus} CPUs, the cluster has {available.get('CPU', 0):g}")
+
+
+def _wait_until_grown(recipe: Recipe) -> None:
+    """Ask the cluster's autoscaler for the recipe's resources, and wait for them.
+
+    The asking is done by a placement group that nothing runs in: it ends with this job, however the job ends.
+
+    Raises:
+        InputError: they did not come in time.
+    """
+    wanted = recipe.resources
+    cpus = max(wanted.cpus_per_worker, wanted.cpus_per_actor)
+    demand = placement_group([{"GPU": 1.0}] * wanted.gpus or [{"CPU": float(cpus)}] * wanted.workers)
+    deadline = time.monotonic() + wanted.wait_s
+    try:
+        while True:
+            try:
+                return check_resources(recipe, ray.cluster_resources())
+            except InputError as shortage:
+                if time.monotonic() >= deadline:
+                    message = f"{shortage}, and has not grown within {wanted.wait_s:g} s (resources.wait_s)"
+                    raise InputError(message) from shortage
+            time.sleep(_POLL_S)
+    finally:
+        remove_placement_group(demand)
 
 
 def _warn_of_temporary_output(recipe: Recipe) -> None:

@@ -33,7 +33,7 @@ from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import check_context_fits, default_device, load_tokenizer
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
-from cllm.tasks.prompts import Prompt, draw_prompts
+from cllm.tasks.prompts import Prompt, check_tokenizer, draw_prompts
 from cllm.training.session import trajectory_metadata
 from jobs import stages
 from jobs.cli import main, stage
@@ -48,7 +48,6 @@ class Teacher:
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     shards: list[list[Prompt]]
-    metadata: dict[str, str]
 
     @classmethod
     def load(cls, recipe: Recipe) -> "Teacher":
@@ -68,19 +67,20 @@ class Teacher:
             device=device,
             tokenizer=tokenizer,
         )
-        return cls(engine, tokenizer, work, trajectory_metadata(recipe, tokenizer))
+        return cls(engine, tokenizer, work)
 
 
 class ShardCollector:
-    """A Ray Data actor: holds the teacher, turns shard numbers into shard files.
+    """A Ray Data actor: holds the teacher, turns shard numbers into shard files with the given metadata.
 
     The model is loaded for the first shard, not in the constructor: what goes wrong there Ray reports in hundreds of
     lines around the one that matters.
     """
 
-    def __init__(self, recipe: Recipe, folder: str) -> None:
+    def __init__(self, recipe: Recipe, folder: str, metadata: dict[str, str]) -> None:
         self.recipe = recipe
         self.folder = Path(folder)
+        self.metadata = metadata
         self.teacher: Teacher | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ class ShardCollector:
         rows, dropped = collect(teacher.engine, teacher.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
         path = shard_path(self.folder, index)
         temporary = path.with_suffix(".tmp")
-        pq.write_table(to_table(rows, teacher.metadata | {"dropped": json.dumps(dropped)}), temporary)
+        pq.write_table(to_table(rows, self.metadata | {"dropped": json.dumps(dropped)}), temporary)
         temporary.replace(path)
         tokens = sum(len(row.response_ids) for row in rows)
         return {"shard": np.array([index]), "rows": np.array([len(rows)]), "tokens": np.array([tokens])}
@@ -108,10 +108,10 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    required = stages.finetune(recipe) if recipe.finetune is not None else stages.prepare(recipe)
-    required.require()
-    connect(recipe)
     output = stages.collect(recipe)
+    output.require_sources()
+    check_teachers_tokenizer(recipe)
+    connect(recipe)
     provenance = collect_provenance(sys.argv)
     with (
         stage("trajectories: Jacobi decoding of the train prompts"),
@@ -119,6 +119,12 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     ):
         run_missing_shards(recipe, folder)
         write_atomic(folder / "counts.json", json.dumps(count_rows(recipe, folder), indent=1))
+
+
+def check_teachers_tokenizer(recipe: Recipe) -> None:
+    """Raise InputError if the prompts were made with another tokenizer than the teacher's."""
+    path = teacher_path(recipe)
+    check_tokenizer(RunLayout.of(recipe).prompts_file, load_tokenizer(path, teacher_revision(recipe)), path)
 
 
 def run_missing_shards(recipe: Recipe, folder: Path) -> None:
@@ -129,6 +135,7 @@ def run_missing_shards(recipe: Recipe, folder: Path) -> None:
         print(f"continuing: {total - len(missing)} of {total} shards are there", flush=True)
     if not missing:
         return
+    metadata = trajectory_metadata(recipe, load_tokenizer(str(RunLayout.of(recipe).tokenizer)))
     pool = actor_pool(recipe, len(missing))
     results = ray.data.from_items(
         [{"shard": index} for index in missing], override_num_blocks=len(missing)
@@ -138,7 +145,7 @@ def run_missing_shards(recipe: Recipe, folder: Path) -> None:
         compute=pool.strategy,
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
-        fn_constructor_kwargs={"recipe": recipe, "folder": str(folder)},
+        fn_constructor_kwargs={"recipe": recipe, "folder": str(folder), "metadata": metadata},
     )
     start = time.monotonic()
     rows = tokens = 0

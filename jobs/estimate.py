@@ -1,7 +1,8 @@
 """Estimate hours and dollars of a recipe on rented machines, from measured or assumed speeds.
 
     python jobs/estimate.py --recipe paper-gsm8k --instance p4d.24xlarge --response-tokens 160 \
-        --results results/engine-h200.json --speed-ratio 0.4 --train-mfu 0.35 --parameters 7e9
+        --results results/engine-h200.json --results-model "llama-2-7b shape, random weights" --speed-ratio 0.32 \
+        --collect-tokens-per-s 700 --evaluate-tokens-per-s 700 --train-mfu 0.35 --parameters 7e9
 
 Speeds are those of one GPU. What no results file tells must be given; a figure on the command line counts as assumed
 and goes before a file's. Nothing is started. The last line is one JSON document.
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cllm.errors import InputError
+from cllm.evaluation.subject import SUBJECTS
 from cllm.recipe import Recipe
 from cllm.report.costs import (
     Rates,
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", metavar="NAME", help="GPU of a machine that is not in the table, e.g. A100")
     parser.add_argument("--gpus-per-instance", type=int, metavar="N", help="of a machine that is not in the table")
     parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="FILE", help="measured speeds")
+    parser.add_argument("--results-model", metavar="NAME", help="whose rows, where a file has those of several models")
     parser.add_argument("--speed-ratio", type=float, metavar="X", help="the machine's speed over the measured one's")
     parser.add_argument("--collect-tokens-per-s", type=float, metavar="X", help="response tokens, block decoding")
     parser.add_argument("--train-tokens-per-s", type=float, metavar="X", help="tokens of packed rows")
@@ -61,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     price = machine(arguments)
     check_ratio(arguments.speed_ratio)
-    speeds = [speed for path in arguments.results for speed in read_speeds(path, price, arguments.speed_ratio)]
+    speeds = measured(arguments, price)
     work = stages_of(
         recipe,
         rates(recipe, arguments, price, speeds),
@@ -113,6 +116,22 @@ def machine(arguments: argparse.Namespace) -> Price:
 def check_ratio(ratio: float | None) -> None:
     if ratio is not None and not ratio > 0:
         raise InputError(f"--speed-ratio: must be positive, got {ratio:g}")
+
+
+def measured(arguments: argparse.Namespace, price: Price) -> list[Speed]:
+    """The rows of the results files. Of the engine's benchmark those of one model: a small one says nothing of a large.
+
+    Raises:
+        InputError: as `read_speeds`; there are several models and none is named, or not the named one.
+    """
+    speeds = [speed for path in arguments.results for speed in read_speeds(path, price, arguments.speed_ratio)]
+    wanted, models = arguments.results_model, sorted({speed.model for speed in speeds} - set(SUBJECTS))
+    names = "; ".join(models) or "none"
+    if wanted is None and len(models) > 1:
+        raise InputError(f"--results: the files have rows of several models; name one with --results-model: {names}")
+    if wanted is not None and wanted not in models:
+        raise InputError(f"--results-model {wanted}: no rows of it in the results files; there are: {names}")
+    return [speed for speed in speeds if speed.model in SUBJECTS or speed.model == wanted or wanted is None]
 
 
 def rates(recipe: Recipe, arguments: argparse.Namespace, price: Price, speeds: Sequence[Speed]) -> Rates:

@@ -3,7 +3,8 @@
     python jobs/evaluate.py --recipe demo
 
 A pool of actors decodes all prompts by AR and by Jacobi decoding; the task scores the responses; then one process with
-a machine (or a GPU) of its own times the methods. The last line is one JSON document.
+a machine (or a GPU) of its own times the methods. On a terminal an answer is then decoded while one looks on. The last
+line is one JSON document.
 """
 
 import argparse
@@ -11,27 +12,26 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from cllm.artifacts import write_artifact
 from cllm.errors import InputError
-from cllm.evaluation.decode import Engines, by_length, methods
-from cllm.evaluation.outputs import ChunkOutputs, Output, run_chunk
+from cllm.evaluation.decode import by_length, methods
+from cllm.evaluation.live import Step, live_steps
+from cllm.evaluation.outputs import ChunkLikelihood, ChunkOutputs, Evaluator, Output
 from cllm.evaluation.results import CLLM, Key, Measurements, build_results, merge_chunks, samples, summarise
 from cllm.evaluation.subject import (
     SUBJECTS,
-    SubjectName,
     check_tokenizers,
     checkpoint_revision,
-    load_subject,
+    load_decoder,
     prompt_tokenizer,
 )
 from cllm.evaluation.timing import Timing, time_methods
@@ -39,49 +39,47 @@ from cllm.layout import RunLayout
 from cllm.models import default_device
 from cllm.provenance import collect_provenance
 from cllm.recipe import Recipe
-from cllm.report.markdown import report, results_text
+from cllm.report.markdown import report
 from cllm.report.plot import plot_acceptance
-from cllm.report.steps import step_example, step_texts
+from cllm.report.steps import step_texts
 from cllm.tasks.prompts import Prompt, draw_prompts
 from cllm.tasks.registry import load_task
 from jobs import stages
 from jobs.cli import main, print_last_line_json, stage
 from jobs.cluster import connect
 from jobs.pool import actor_pool, whole_machine
+from jobs.show import marked, show
 
 RESULTS_NAME = "results.json"
 NUM_EXAMPLES = 2  # responses shown step by step
+LIKELIHOOD = "likelihood"  # of the reference answers; beside the methods, a part of the work on a chunk
 
 
 class ChunkRunner:
-    """A Ray Data actor: holds one model at a time, turns (model, chunk number) into that model's outputs."""
+    """A Ray Data actor: turns (model, part of the work, chunk number) into the model's outputs or likelihoods."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.work: tuple[PreTrainedTokenizerBase, list[list[Prompt]]] | None = None
-        self.loaded: tuple[SubjectName, Engines] | None = None
+        self.methods = {method.name: method for method in methods(recipe.evaluate.block_size)}
+        self.work: tuple[Evaluator, list[list[Prompt]]] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        (name,), (index,) = batch["subject"].tolist(), batch["chunk"].tolist()
-        if self.work is None:  # not in the constructor, whose errors Ray reports in hundreds of lines
-            self.work = prompt_tokenizer(self.recipe), chunks(self.recipe, drawn_prompts(self.recipe))
-        tokenizer, prompts = self.work
-        engines = self.engines(name, list(chain.from_iterable(prompts)))
-        outputs = run_chunk(name, engines, tokenizer, prompts[index], self.recipe.evaluate)
+        (name,), (part,), (index,) = batch["subject"].tolist(), batch["part"].tolist(), batch["chunk"].tolist()
+        self.work = self.work or self.start()  # not in the constructor, whose errors Ray reports in hundreds of lines
+        evaluator, prompts = self.work[0], self.work[1][index]
+        if part == LIKELIHOOD:
+            found: ChunkOutputs | ChunkLikelihood = evaluator.rate(name, prompts)
+        else:
+            found = evaluator.decode(name, self.methods[part], prompts)
         # Pickled by hand: Ray Data would do the same to a column of objects, with a warning.
-        return {"outputs": np.array([pickle.dumps(outputs)], dtype=object)}
+        return {"found": np.array([pickle.dumps(found)], dtype=object)}
 
-    def engines(self, name: SubjectName, prompts: list[Prompt]) -> Engines:
-        """Those of the model of that name. Work comes model by model, so an actor changes models about once."""
-        if self.loaded is None or self.loaded[0] != name:
-            self.loaded = None  # two models may not fit into memory
-            config = self.recipe.evaluate
-            device = default_device()
-            if device.type == "cpu":
-                torch.set_num_threads(self.recipe.resources.cpus_per_actor)
-            subject = load_subject(name, self.recipe, device)
-            self.loaded = (name, Engines(subject, config, prompts, rows=config.batch_size, record=True))
-        return self.loaded[1]
+    def start(self) -> tuple[Evaluator, list[list[Prompt]]]:
+        device = default_device()
+        if device.type == "cpu":
+            torch.set_num_threads(self.recipe.resources.cpus_per_actor)
+        prompts = drawn_prompts(self.recipe)
+        return Evaluator(self.recipe, prompts, device), chunks(self.recipe, prompts)
 
 
 def drawn_prompts(recipe: Recipe) -> list[Prompt]:
@@ -104,12 +102,11 @@ def chunks(recipe: Recipe, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     start = time.monotonic()
-    stages.prepare(recipe).require()
-    stages.train(recipe).require()
+    output = stages.evaluate(recipe)
+    output.require_sources()
     check_tokenizers(recipe)
     prompts = drawn_prompts(recipe)
     connect(recipe)
-    output = stages.evaluate(recipe)
     provenance = collect_provenance(sys.argv)
     with (
         stage(f"evaluation: teacher and CLLM on {count_of(prompts, recipe)}"),
@@ -117,12 +114,12 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     ):
         measured, hardware = measure(recipe, prompts)
         weights = {name: checkpoint_revision(name, recipe) for name in SUBJECTS}
-        metric = load_task(recipe.task).metric
+        metric = load_task(recipe.placed_task).metric
         results = build_results(recipe, measured, metric=metric, provenance=provenance, weights=weights)
         results |= {"speed_hardware": hardware, "seconds": round(time.monotonic() - start, 1)}
-        write_results(folder, results, measured, examples(recipe, measured, colour=False))
-    print(f"\n{results_text(results)}\n", flush=True)
-    print("\n\n".join(examples(recipe, measured, colour=sys.stdout.isatty())), flush=True)
+        results |= {"examples": examples(recipe, measured)}
+        write_results(folder, results, measured)
+    show(results, decode_live(recipe, prompts[0]) if sys.stdout.isatty() else None)
     print_last_line_json(summary(recipe))
 
 
@@ -132,9 +129,19 @@ def summary(recipe: Recipe) -> dict[str, Any]:
     Raises:
         InputError: there is no finished evaluation.
     """
+    return summarise(read_results(recipe))
+
+
+def read_results(recipe: Recipe) -> dict[str, Any]:
+    """The document of the run's evaluation.
+
+    Raises:
+        InputError: there is no finished evaluation.
+    """
     output = stages.evaluate(recipe)
     output.require()
-    return summarise(json.loads((output.path / RESULTS_NAME).read_text()))
+    document: dict[str, Any] = json.loads((output.path / RESULTS_NAME).read_text())
+    return document
 
 
 def count_of(prompts: Sequence[Prompt], recipe: Recipe) -> str:
@@ -151,10 +158,14 @@ def measure(recipe: Recipe, prompts: list[Prompt]) -> tuple[Measurements, dict[s
     return Measurements(prompts, outputs, scores, nll, timings, len(timed)), hardware
 
 
-def decode_all(recipe: Recipe, prompts: Sequence[Prompt]) -> list[ChunkOutputs]:
-    """Both models' outputs by all methods, from a pool of actors that is gone afterwards; prints progress."""
-    num_chunks = len(chunks(recipe, prompts))
-    work = [{"subject": name, "chunk": index} for name in SUBJECTS for index in range(num_chunks)]
+def decode_all(recipe: Recipe, prompts: Sequence[Prompt]) -> list[ChunkOutputs | ChunkLikelihood]:
+    """Both models' outputs by all methods, from a pool of actors that is gone afterwards; prints progress.
+
+    In the order that suits an `Evaluator`: an actor changes what it holds a few times.
+    """
+    parts = (LIKELIHOOD, *(method.name for method in methods(recipe.evaluate.block_size)))
+    numbers = range(len(chunks(recipe, prompts)))
+    work = [{"subject": name, "part": part, "chunk": index} for name, part, index in product(SUBJECTS, parts, numbers)]
     pool = actor_pool(recipe, len(work))
     results = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         ChunkRunner,
@@ -165,10 +176,11 @@ def decode_all(recipe: Recipe, prompts: Sequence[Prompt]) -> list[ChunkOutputs]:
         fn_constructor_kwargs={"recipe": recipe},
     )
     start = time.monotonic()
-    collected: list[ChunkOutputs] = []
+    collected: list[ChunkOutputs | ChunkLikelihood] = []
     for row in results.iter_rows():
-        collected.append(pickle.loads(row["outputs"]))
-        print(f"decoded {len(collected)}/{len(work)} chunks, {time.monotonic() - start:.0f} s", flush=True)
+        collected.append(pickle.loads(row["found"]))
+        if len(collected) % len(numbers) == 0:
+            print(f"evaluated {len(collected)}/{len(work)} chunks, {time.monotonic() - start:.0f} s", flush=True)
     return collected
 
 
@@ -185,7 +197,7 @@ def score_all(
 @ray.remote(num_cpus=1)
 def score(recipe: Recipe, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
     references, contexts = [prompt.reference_text for prompt in prompts], [prompt.context for prompt in prompts]
-    return load_task(recipe.task).score(texts, references, contexts)
+    return load_task(recipe.placed_task).score(texts, references, contexts)
 
 
 def time_alone(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[dict[Key, Timing], dict[str, Any]]:
@@ -200,7 +212,7 @@ def time_subjects(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[dict[Key, 
     device = default_device()
     if device.type == "cpu":
         torch.set_num_threads(recipe.resources.cpus_per_worker)
-    subjects = {name: load_subject(name, recipe, device) for name in SUBJECTS}
+    subjects = {name: load_decoder(name, recipe, device) for name in SUBJECTS}
     candidates = {
         (name, method.name): (subject, method)
         for name, subject in subjects.items()
@@ -210,22 +222,41 @@ def time_subjects(recipe: Recipe, prompts: Sequence[Prompt]) -> tuple[dict[Key, 
     return time_methods(candidates, prompts, recipe.evaluate), hardware
 
 
-def examples(recipe: Recipe, measured: Measurements, *, colour: bool) -> list[str]:
-    """The CLLM's first responses, step by step."""
+def decode_live(recipe: Recipe, prompt: Prompt) -> Iterator[Step]:
+    """The CLLM's answer to a prompt while it is decoded, on a GPU where there is one."""
+    steps: Any = decode_alone.options(**whole_machine(recipe)).remote(recipe, prompt)  # a stream of references
+    yield from map(ray.get, steps)
+
+
+@ray.remote(num_returns="streaming")
+def decode_alone(recipe: Recipe, prompt: Prompt) -> Iterator[Step]:
+    device = default_device()
+    if device.type == "cpu":
+        torch.set_num_threads(recipe.resources.cpus_per_worker)
+    subject = load_decoder("cllm", recipe, device)
+    yield from live_steps(subject, prompt_tokenizer(recipe), prompt, recipe.evaluate)
+
+
+def examples(recipe: Recipe, measured: Measurements) -> list[dict[str, Any]]:
+    """The CLLM's first responses: the prompt, and what each forward pass added by AR and by Jacobi decoding."""
     tokenizer = prompt_tokenizer(recipe)
-    shown = []
-    rows = zip(measured.prompts, measured.outputs[CLLM], measured.outputs["cllm", "ar"], strict=True)
-    for prompt, output, ar in list(rows)[:NUM_EXAMPLES]:
-        texts = step_texts(tokenizer, output.token_ids, output.accepted)
-        shown.append(step_example(prompt.prompt_text, texts, len(ar.accepted), colour=colour))
-    return shown
+    columns: dict[str, Key] = {"ar": ("cllm", "ar"), "jacobi": CLLM}
+
+    def texts(row: int, key: Key) -> list[str]:
+        output = measured.outputs[key][row]
+        return step_texts(tokenizer, output.token_ids, output.accepted)
+
+    return [
+        {"prompt": prompt.prompt_text} | {name: texts(row, key) for name, key in columns.items()}
+        for row, prompt in enumerate(measured.prompts[:NUM_EXAMPLES])
+    ]
 
 
-def write_results(folder: Path, results: dict[str, Any], measured: Measurements, shown: Sequence[str]) -> None:
+def write_results(folder: Path, results: dict[str, Any], measured: Measurements) -> None:
     (folder / RESULTS_NAME).write_text(json.dumps(results, indent=1, allow_nan=False))
     (folder / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in samples(measured)))
     plot_acceptance(results, folder / "plot.svg")
-    (folder / "report.md").write_text(report(results, shown, "plot.svg"))
+    (folder / "report.md").write_text(report(results, [marked(example) for example in results["examples"]], "plot.svg"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ python jobs/finetune.py --recipe demo
 import argparse
 import sys
 
+from cllm.layout import RunLayout
+from cllm.models import load_tokenizer
 from cllm.recipe import Recipe
+from cllm.tasks.prompts import check_tokenizer
 from jobs import stages
 from jobs.cli import main, stage
 from jobs.cluster import connect
@@ -18,10 +21,13 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if config is None:
         print("== teacher: used as it comes (the recipe has no finetune section)")
         return
-    stages.prepare(recipe).require()
+    output = stages.finetune(recipe)
+    output.require_sources()
+    if (path := recipe.teacher.path) is not None:
+        check_tokenizer(RunLayout.of(recipe).prompts_file, load_tokenizer(path, recipe.teacher.revision), path)
     connect(recipe)
     with stage(f"teacher: AR fine-tuning, {config.optim.steps} steps"):
-        fit(recipe, stages.finetune(recipe), config.optim, sys.argv)
+        fit(recipe, output, config.optim, sys.argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 
 Single: each answer gets 1 to 10. Pairwise: against the teacher's AR answer, in both orders. Replies are kept in the
 folder `judgments` as they come, so a job that was killed asks on where it stopped. `judge.json` holds the scores, the
-judge, and every message and reply word for word. The last line is one JSON document.
+judge, and every message and reply word for word; a second mode or later cells are added to it, another judge has a file
+of its own. What the endpoint refuses, such as a message that is too long, counts as a reply without a verdict, and the
+next run asks it again. The last line is one JSON document.
 """
 
 import argparse
@@ -16,7 +18,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cllm.artifacts import write_atomic
-from cllm.bench.judged import Answers, JudgedCell, JudgeResults, JudgeSettings, answers_of, baseline_of, compared, rated
+from cllm.bench.judged import (
+    JUDGE_NAME,
+    Answers,
+    JudgedCell,
+    JudgeResults,
+    JudgeSettings,
+    answers_of,
+    baseline_of,
+    compared,
+    file_of,
+    merged,
+    rated,
+)
 from cllm.bench.matrix_results import read_results
 from cllm.errors import InputError
 from cllm.evaluation.judge import Complete, Judge, Judgment, Mode
@@ -25,11 +39,13 @@ from cllm.provenance import collect_provenance
 from cllm.tasks.mt_bench import MtBenchConfig
 from jobs.cli import exit_code_of, print_last_line_json
 
-RESULTS_NAME = "judge.json"
+RESULTS_NAME = JUDGE_NAME
 JUDGMENTS_NAME = "judgments"
 MODES: tuple[Mode, ...] = ("single", "pairwise")
 ATTEMPTS = 5  # for a request that the endpoint refuses for now
 SHOWN = 5  # replies without a verdict
+REFUSALS = (400, 413, 422)  # HTTP: this message cannot be judged; others may
+REFUSED = "refused by the endpoint: "  # what a reply begins with that the endpoint did not give
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,12 +79,15 @@ def run(arguments: argparse.Namespace) -> None:
         open_judge(settings, os.environ.get(arguments.key_variable, "none")),
         settings.fingerprint(),
         known=known,
-        keep=lambda judgment: write_judgment(arguments.folder, judgment),
+        keep=lambda judgment: None if is_refused(judgment) else write_judgment(arguments.folder, judgment),
         workers=arguments.workers,
     )
     print(f"{len(answers)} cells, judged by {settings.title}; {len(known)} replies are there already", flush=True)
+    path, earlier = file_of(arguments.folder, settings)
     results = judge_all(judge, answers, arguments.mode, settings)
-    write_atomic(arguments.folder / RESULTS_NAME, results.model_dump_json(indent=1))
+    check_answered(results)
+    results = merged(earlier, results, {ours.record.key for ours in answers})
+    write_atomic(path, results.model_dump_json(indent=1))
     show(results)
     scores = {f"{cell.run} {cell.model} {cell.method} {cell.mode}": _figure(cell) for cell in results.cells}
     print_last_line_json({"judge": settings.title, "cells": len(results.cells), "scores": scores})
@@ -107,7 +126,10 @@ def open_judge(settings: JudgeSettings, key: str) -> Complete:
                 max_tokens=settings.max_tokens,
             )
         except openai.OpenAIError as error:
-            raise InputError(f"judge {settings.title}: {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0]
+            if getattr(error, "status_code", None) in REFUSALS:
+                return REFUSED + why.replace("[[", "[")  # an error may quote a verdict
+            raise InputError(f"judge {settings.title}: {why}") from error
         return (reply.choices[0].message.content or "") if reply.choices else ""
 
     return complete
@@ -145,6 +167,16 @@ def judge_all(judge: Judge, answers: Sequence[Answers], modes: Sequence[Mode], s
     )
 
 
+def is_refused(judgment: Judgment) -> bool:
+    return judgment.reply.startswith(REFUSED)
+
+
+def check_answered(results: JudgeResults) -> None:
+    """Raises InputError if the endpoint has refused everything: then it is the judge that is wrong, not a message."""
+    if results.judgments and all(map(is_refused, results.judgments)):
+        raise InputError(f"judge {results.judge.title}: every message was {results.judgments[0].reply}")
+
+
 def read_judgments(folder: Path) -> list[Judgment]:
     """Replies of earlier runs.
 
@@ -177,7 +209,8 @@ def show(results: JudgeResults) -> None:
     replies = {judgment.key: judgment.reply for judgment in results.judgments}
     silent = list(dict.fromkeys(key for cell in results.cells for key in cell.silent))
     for key in silent[:SHOWN]:
-        print(f"no verdict in {JUDGMENTS_NAME}/{key}.json: {replies[key][:80]!r}", flush=True)
+        where = "" if replies[key].startswith(REFUSED) else f" in {JUDGMENTS_NAME}/{key}.json"
+        print(f"no verdict{where}: {replies[key][:80]!r}", flush=True)
     if len(silent) > SHOWN:
         print(f"... and in {len(silent) - SHOWN} others", flush=True)
 

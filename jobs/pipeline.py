@@ -4,7 +4,7 @@
 
 A stage whose output is there and valid is skipped, so a run that was interrupted goes on where it stopped. With
 `--set storage=s3://bucket/run` finished outputs are copied there, and a run on another machine goes on from them. The
-last line is one JSON document.
+last line is one JSON document, and above it stand the evaluation's table and an answer being decoded.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from functools import partial
 from cllm.recipe import Recipe
 from jobs import collect, evaluate, finetune, prepare, stages, train
 from jobs.cli import Job, main, print_last_line_json
+from jobs.show import show
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -27,8 +28,9 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
         (stages.train(recipe), train.run),
         (stages.evaluate(recipe), evaluate.run),
     ]
-    for output, make in steps:
-        stages.skip_if_current(output, partial(make, recipe, arguments))
+    made = [stages.skip_if_current(output, partial(make, recipe, arguments)) for output, make in steps]
+    if not made[-1]:  # a new evaluation has been shown
+        show(evaluate.read_results(recipe))
     print_last_line_json(evaluate.summary(recipe) | {"pipeline_seconds": round(time.monotonic() - start, 1)})
 
 

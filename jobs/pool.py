@@ -41,9 +41,15 @@ def _machine_cpus() -> list[float]:
 
 
 def actor_pool(recipe: Recipe, num_batches: int) -> Pool:
-    """A pool as large as the cluster (or the recipe's GPUs), and no larger than the work."""
-    resources = recipe.resources
+    """A pool that grows to the size of the cluster, and no larger than the work.
+
+    It begins with an actor for each of the recipe's GPUs; those beyond may belong to another job.
+    """
+    resources, cluster = recipe.resources, ray.cluster_resources()
     if resources.gpus:
-        return Pool(ActorPoolStrategy(size=min(resources.gpus, num_batches)), None, 1)
-    size = int(ray.cluster_resources()["CPU"]) // resources.cpus_per_actor
+        first = min(resources.gpus, num_batches)
+        most = max(first, min(int(cluster.get("GPU", 0)), num_batches))
+        return Pool(ActorPoolStrategy(min_size=first, max_size=most), None, 1)
+    # a cluster that has still to grow may have no CPUs at all
+    size = int(cluster.get("CPU", 0)) // resources.cpus_per_actor
     return Pool(ActorPoolStrategy(size=max(1, min(size, num_batches))), resources.cpus_per_actor, None)

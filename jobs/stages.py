@@ -3,6 +3,9 @@
 A stage's inputs are the parts of the recipe that decide its output, those of the stages before it included. Resources
 are not among them: the same rows come from one machine and from many. Nor is the storage, where finished outputs are
 copied to and, where they are missing here, taken from.
+
+A stage also says whose outputs it reads, all of them and not only the last: a stage made anew by itself leaves the ones
+behind it as they were, made from something else.
 """
 
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from cllm.storage import Storage
 class Stage:
     """One output folder: its kind, the job that makes it, its place, and the inputs that its manifest records.
 
-    `storage` is the URI of the run's copies; None: it has none.
+    `storage` is the URI of the run's copies; None: it has none. `sources` are the stages whose outputs this one reads.
     """
 
     kind: str
@@ -30,6 +33,7 @@ class Stage:
     path: Path
     inputs: dict[str, Any]
     storage: str | None = None
+    sources: tuple["Stage", ...] = ()
 
     @property
     def is_current(self) -> bool:
@@ -77,6 +81,15 @@ class Stage:
                 f"{difference.wanted!s:.80}; run jobs/{self.job}.py"
             )
 
+    def require_sources(self) -> None:
+        """`require` every output that this stage reads. Each job does so before it starts anything.
+
+        Raises:
+            InputError: as `require`, of the earliest stage that is at fault.
+        """
+        for source in self.sources:
+            source.require()
+
 
 def prepare(recipe: Recipe) -> Stage:
     scratch = recipe.teacher.scratch
@@ -94,17 +107,17 @@ def prepare(recipe: Recipe) -> Stage:
 
 def finetune(recipe: Recipe) -> Stage:
     inputs = prepare(recipe).inputs | {"teacher": _plain(recipe.teacher), "finetune": _plain(recipe.finetune)}
-    return Stage("teacher", "finetune", RunLayout.of(recipe).finetuned, inputs, recipe.storage)
+    return Stage("teacher", "finetune", RunLayout.of(recipe).finetuned, inputs, recipe.storage, (prepare(recipe),))
 
 
 def collect(recipe: Recipe) -> Stage:
     inputs = finetune(recipe).inputs | {"collect": _plain(recipe.collect)}
-    return Stage("trajectories", "collect", RunLayout.of(recipe).trajectories, inputs, recipe.storage)
+    return Stage("trajectories", "collect", RunLayout.of(recipe).trajectories, inputs, recipe.storage, _models(recipe))
 
 
 def train(recipe: Recipe) -> Stage:
     inputs = collect(recipe).inputs | {"train": _plain(recipe.train)}
-    return Stage("student", "train", RunLayout.of(recipe).student, inputs, recipe.storage)
+    return Stage("student", "train", RunLayout.of(recipe).student, inputs, recipe.storage, _data(recipe))
 
 
 def draft(recipe: Recipe) -> Stage:
@@ -119,27 +132,45 @@ def medusa(recipe: Recipe) -> Stage:
 
 def evaluate(recipe: Recipe) -> Stage:
     inputs = train(recipe).inputs | {"evaluate": _plain(recipe.evaluate)}
-    return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs, recipe.storage)
+    sources = (*_models(recipe), train(recipe))
+    return Stage("evaluation", "evaluate", RunLayout.of(recipe).evaluation, inputs, recipe.storage, sources)
 
 
 def bench(recipe: Recipe) -> Stage:
     """Measurements of distillation itself; no other stage reads them."""
-    return Stage("bench", "bench_distill", RunLayout.of(recipe).bench, train(recipe).inputs, recipe.storage)
+    inputs = train(recipe).inputs
+    return Stage("bench", "bench_distill", RunLayout.of(recipe).bench, inputs, recipe.storage, _data(recipe))
 
 
-def skip_if_current(stage: Stage, make: Callable[[], None]) -> None:
-    """Make the stage's output, unless it is valid here or in the run's storage, and keep a copy in the storage."""
+def skip_if_current(stage: Stage, make: Callable[[], None]) -> bool:
+    """Make the stage's output, unless it is valid here or in the run's storage, and keep a copy in the storage.
+
+    Returns:
+        Whether it was made.
+    """
     stage.fetch()
-    if stage.is_current:
-        print(f"== {stage.kind}: up to date in {stage.path}", flush=True)
-    else:
+    missing = not stage.is_current
+    if missing:
         make()
+    else:
+        print(f"== {stage.kind}: up to date in {stage.path}", flush=True)
     stage.publish()
+    return missing
 
 
 def _baseline(kind: str, recipe: Recipe, path: Path, section: Config | None) -> Stage:
     inputs = collect(recipe).inputs | {kind: _plain(section)}
-    return Stage(kind, "baselines", path, inputs, recipe.storage)
+    return Stage(kind, "baselines", path, inputs, recipe.storage, _data(recipe))
+
+
+def _models(recipe: Recipe) -> tuple[Stage, ...]:
+    """What decoding by the teacher reads: prompts, and the teacher where a stage makes it."""
+    return (prepare(recipe), finetune(recipe)) if recipe.finetune is not None else (prepare(recipe),)
+
+
+def _data(recipe: Recipe) -> tuple[Stage, ...]:
+    """What training on the teacher's responses reads."""
+    return (*_models(recipe), collect(recipe))
 
 
 def _plain(config: Any) -> Any:

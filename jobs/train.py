@@ -15,11 +15,12 @@ from jobs.training import fit
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    stages.collect(recipe).require()
+    output = stages.train(recipe)
+    output.require_sources()
     check_trajectories(recipe)
     connect(recipe)
     with stage(f"student: consistency distillation, {recipe.train.optim.steps} steps"):
-        fit(recipe, stages.train(recipe), recipe.train.optim, sys.argv)
+        fit(recipe, output, recipe.train.optim, sys.argv)
 
 
 if __name__ == "__main__":

@@ -5,28 +5,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
 from cllm.artifacts import write_artifact
 from cllm.config import digest
+from cllm.errors import InputError
 from cllm.layout import RunLayout, with_absolute_paths
 from cllm.provenance import collect_provenance
 from cllm.recipe import OptimConfig, Recipe
 from cllm.training.baselines import draft_session, medusa_session
 from cllm.training.checkpoint import full_model_state, load_checkpoint, save_checkpoint
+from cllm.training.loop import run
 from cllm.training.session import Session, distill_session, finetune_session
-from cllm.training.throughput import Throughput
+from cllm.training.throughput import Throughput, peak_flops
 from cllm.training.trainer import StepLosses
 from cllm.training.worker import Worker
+from jobs.errors import input_error_in
 from jobs.stages import Stage
 
 SESSIONS: dict[str, Callable[[Recipe, Worker], Session]] = {
@@ -62,7 +72,9 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
                 storage_path=str(scratch),
                 failure_config=FailureConfig(max_failures=recipe.resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                # Progress is printed by our own lines. (Ray shows type checkers the RunConfig of its older version.)
+                # Ray shows type checkers the RunConfig of its older version.
+                callbacks=[BadInputEndsTraining()],  # type: ignore[list-item]
+                # Progress is printed by our own lines.
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
@@ -72,11 +84,11 @@ def fit(recipe: Recipe, stage: Stage, optim: OptimConfig, command: list[str]) ->
 
 
 def scaling(recipe: Recipe) -> ScalingConfig:
-    """One worker a GPU, or one worker with several threads on the CPU."""
+    """One worker a GPU, or workers with several threads each on CPUs, which talk through gloo."""
     resources = recipe.resources
     if resources.gpus:
         return ScalingConfig(num_workers=resources.gpus, use_gpu=True)
-    return ScalingConfig(num_workers=1, resources_per_worker={"CPU": resources.cpus_per_worker})
+    return ScalingConfig(num_workers=resources.workers, resources_per_worker={"CPU": resources.cpus_per_worker})
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -90,32 +102,26 @@ def train_worker(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            load_checkpoint(session.trainer, Path(folder))
-    run(session, Reporter(session, Path(config["logs"]), config["kind"]))
+            load_checkpoint(session.trainer, Path(folder), session.stopping)
+    run(session, RayReporter(session, Path(config["logs"]), config["kind"]))
     state = full_model_state(session.trainer)
     if worker.rank == 0:
         session.export(Path(config["export"]), state)
 
 
-def run(session: Session, reporter: "Reporter") -> None:
-    """Train until the last step, or until validation stops improving."""
-    trainer, optim = session.trainer, session.trainer.config
-    if trainer.stream.num_too_long:
-        reporter.warn(f"{trainer.stream.num_too_long} documents are longer than a row of {optim.row_tokens} tokens")
-    best, stale = float("inf"), 0
-    while trainer.step < optim.steps:
-        reporter.note(trainer.train_step())
-        last = trainer.step == optim.steps
-        if session.validation and (last or (session.validate_every and trainer.step % session.validate_every == 0)):
-            loss = reporter.validate()
-            best, stale = (loss, 0) if loss < best else (best, stale + 1)
-            if session.patience is not None and stale > session.patience:
-                break
-        if trainer.step % optim.checkpoint_every == 0 and not last:
-            reporter.checkpoint()
+class BadInputEndsTraining(UserCallback):
+    """Ray Train restarts workers whatever has failed; what the recipe or the data do wrong they would do again.
+
+    An exception in a callback ends the run, and is what `fit` raises (as the cause of a ControllerError).
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        messages = (input_error_in(error) for error in worker_exceptions.values())
+        if (message := next((found for found in messages if found is not None), None)) is not None:
+            raise InputError(message)
 
 
-class Reporter:
+class RayReporter:
     """Progress on the terminal, in TensorBoard, in Ray's metrics, and checkpoints through Ray Train."""
 
     def __init__(self, session: Session, logs: Path, kind: str) -> None:
@@ -125,40 +131,33 @@ class Reporter:
         self.second_loss = trainer.objective.second_loss
         self.leads = trainer.worker.rank == 0
         self.writer = SummaryWriter(str(logs)) if self.leads else None
-        self.throughput = Throughput(trainer.model, trainer.worker)
+        self.throughput = Throughput(trainer.objective, trainer.worker.world, peak_flops(trainer.worker.device))
         self.gauges: dict[str, Gauge] = {}
         self.started = time.monotonic()
 
     def note(self, losses: StepLosses) -> None:
         """Log every `log_every` steps and at the first and last one."""
-        self.throughput.add(losses.num_tokens)
+        self.throughput.add(losses.num_tokens, losses.refinements)
         trainer, optim = self.session.trainer, self.session.trainer.config
         if trainer.step % optim.log_every and trainer.step not in (1, optim.steps):
             return
-        values = asdict(losses) | self.throughput.measure()
-        del values["num_tokens"]
-        values[self.second_loss] = values.pop("consistency")
-        self._emit(values)
-        speed = f"{values['tokens_per_s']:,.0f} tok/s" + (f", MFU {values['mfu']:.1%}" if "mfu" in values else "")
-        pair = f"AR {losses.ar:.4f}  {self.second_loss} {losses.consistency:.4f}"
-        self._print(f"{pair}  lr {losses.learning_rate:.2e}  {speed}")
+        measured = self.throughput.measure()
+        values = {"ar": losses.ar, self.second_loss: losses.second, "grad_norm": losses.grad_norm} | measured
+        self._emit(values | {"learning_rate": losses.learning_rate})
+        speed = f"{measured['tokens_per_s']:,.0f} tok/s" + (f", MFU {measured['mfu']:.1%}" if "mfu" in measured else "")
+        pair = f"AR {losses.ar:.4f}  {self.second_loss} {losses.second:.4f}"
+        self.tell(f"{pair}  lr {losses.learning_rate:.2e}  {speed}")
 
-    def validate(self) -> float:
-        """Log the validation losses; returns the weighted sum that training minimises."""
-        ar, second = self.session.trainer.validate(self.session.validation)
+    def validated(self, ar: float, second: float) -> None:
+        """Log the validation losses."""
         self._emit({"validation_ar": ar, f"validation_{self.second_loss}": second})
-        self._print(f"validation: AR {ar:.4f}  {self.second_loss} {second:.4f}")
-        return self.session.trainer.ar_weight * ar + second
-
-    def warn(self, text: str) -> None:
-        """Print what the user should know."""
-        self._print(f"warning: {text}; they are left out")
+        self.tell(f"validation: AR {ar:.4f}  {self.second_loss} {second:.4f}")
 
     def checkpoint(self) -> None:
         """Save and report a checkpoint. Ray Train merges the workers' folders, and waits for all of them."""
         trainer = self.session.trainer
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(trainer, Path(folder))
+            save_checkpoint(trainer, Path(folder), self.session.stopping)
             ray.train.report({"step": trainer.step}, checkpoint=Checkpoint.from_directory(folder))
 
     def _emit(self, values: dict[str, float]) -> None:
@@ -170,7 +169,8 @@ class Reporter:
             gauge.set(value)
         self.writer.flush()
 
-    def _print(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Print a line, from one of the workers."""
         if self.leads:
             step, steps = self.session.trainer.step, self.session.trainer.config.steps
             seconds = time.monotonic() - self.started

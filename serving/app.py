@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from serving import protocol
@@ -25,11 +27,32 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _streams(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+_REF = "#/components/schemas/{model}"
+
+
+def _streams(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI page: with stream true, the response is a stream of events, each with a chunk."""
-    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-    events = {"text/event-stream": {"schema": event}}
-    return {200: {"model": model, "content": events}, **_ERRORS}
+    data = {
+        "type": "string",
+        "description": "A chunk; [DONE] behind the last one. An error, which ends the stream, has a chunk's place.",
+        "contentMediaType": "application/json",
+        "contentSchema": {
+            "anyOf": [{"$ref": _REF.format(model=model.__name__)} for model in (chunk, protocol.ErrorResponse)]
+        },
+    }
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {200: {"model": whole, "content": {"text/event-stream": {"itemSchema": event}}}, **_ERRORS}
+
+
+class _Api(FastAPI):
+    """Describes the chunks of streams too, which no route returns as a body."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        chunks = [(protocol.ChatCompletionChunk, "serialization")]
+        _, found = models_json_schema(chunks, ref_template=_REF)  # type: ignore[arg-type]  # it says list, not sequence
+        schema["components"]["schemas"] = found["$defs"] | schema["components"]["schemas"]
+        return schema
 
 
 def create_app(
@@ -44,7 +67,7 @@ def create_app(
         keys: None: anybody may ask.
         read_metrics: the page of /metrics; None: there is none.
     """
-    app = FastAPI(title="CLLM", description="OpenAI-compatible API of consistency large language models.")
+    app = _Api(title="CLLM", description="OpenAI-compatible API of consistency large language models.")
     app.include_router(_api(service), dependencies=[Depends(HTTPBearer(auto_error=False))])
     app.include_router(_operations(read_metrics))
     app.mount("/page", StaticFiles(directory=_PAGE))
@@ -60,11 +83,15 @@ def _api(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1")
     created = protocol.now()
 
-    @router.post("/completions", response_model=None, responses=_streams(protocol.Completion))
+    text_responses = _streams(protocol.Completion, protocol.Completion)
+
+    @router.post("/completions", response_model=None, responses=text_responses)
     async def complete(body: protocol.CompletionRequest, request: Request) -> Response:
         return await service.complete(body, request.state)
 
-    @router.post("/chat/completions", response_model=None, responses=_streams(protocol.ChatCompletion))
+    chat_responses = _streams(protocol.ChatCompletion, protocol.ChatCompletionChunk)
+
+    @router.post("/chat/completions", response_model=None, responses=chat_responses)
     async def chat(body: protocol.ChatRequest, request: Request) -> Response:
         return await service.chat(body, request.state)
 

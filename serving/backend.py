@@ -29,7 +29,7 @@ class ServeBackend:
         self._by_prefix = by_prefix
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """As `Backend.generate`."""
+        """As `Responder.generate`."""
         handle = self._handle.options(session_id=prefix_key(request.prompt)) if self._by_prefix else self._handle
         call = handle.generate.remote(request)
         assert isinstance(call, DeploymentResponseGenerator)

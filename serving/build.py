@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
@@ -18,9 +18,6 @@ from serving.metrics_page import read_cluster_metrics
 from serving.replica import Replica
 from serving.retry import RetryingBackend
 from serving.service import Service
-
-# Its annotation says dict, which is what the class becomes.
-_BY_PREFIX = RequestRouterConfig(request_router_class=ConsistentHashRouter)  # type: ignore[arg-type]
 
 
 @serve.ingress()
@@ -35,13 +32,28 @@ class Ingress:
         config = self._config
         backends = {
             name: RetryingBackend(
-                ServeBackend(handle, by_prefix=config.models[name].routing == "prefix"), config.ingress.attempts
+                ServeBackend(handle, by_prefix=config.models[name].routing == "prefix"),
+                config.ingress.attempts,
+                config.ingress.resume_s,
             )
             for name, handle in self._handles.items()
         }
         service = Service(backends, config.limits, config.ingress.retry_after_s)
         keys = None if config.keys is None else KeyRing.load(config.keys)
         return create_app(service, config.limits, keys, read_cluster_metrics)
+
+
+class ServedReplica(Replica):
+    """A replica that ends its engine when Serve, which calls `__del__` for this, ends it."""
+
+    def __init__(self, name: str, model: AnyModel) -> None:
+        self._has_started = False
+        super().__init__(name, model)
+        self._has_started = True
+
+    def __del__(self) -> None:
+        if self._has_started:
+            self.close()
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -59,7 +71,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     return application(config)
 
 
-def application(config: AppConfig, replica: type[Replica] = Replica) -> serve.Application:
+def application(config: AppConfig, replica: type[Replica] = ServedReplica) -> serve.Application:
     """An ingress and a deployment of `replica` for each model, unchecked."""
     handles = {name: _model(name, model, replica) for name, model in config.models.items()}
     ingress = _deployment(
@@ -67,7 +79,8 @@ def application(config: AppConfig, replica: type[Replica] = Replica) -> serve.Ap
         name="ingress",
         num_replicas=config.ingress.replicas,
         max_ongoing_requests=config.ingress.connections,
-        max_queued_requests=config.ingress.connections,
+        max_queued_requests=config.ingress.connections,  # more are refused by Serve's proxy, in its own words
+        backpressure_config=BackpressureConfig(retry_after_s=config.ingress.retry_after_s),
         graceful_shutdown_timeout_s=max(model.drain_s for model in config.models.values()),
         ray_actor_options={"num_cpus": config.ingress.cpus},
     )
@@ -87,7 +100,7 @@ def _model(name: str, model: AnyModel, replica: type[Replica]) -> serve.Applicat
     else:
         options["num_replicas"] = model.replicas
     if model.routing == "prefix":
-        options["request_router_config"] = _BY_PREFIX
+        options["request_router_config"] = _by_prefix(model.most_replicas)
     deployment = _deployment(
         replica,
         name=name,
@@ -99,6 +112,17 @@ def _model(name: str, model: AnyModel, replica: type[Replica]) -> serve.Applicat
         **options,
     )
     return deployment.bind(name, model)
+
+
+def _by_prefix(most_replicas: int) -> RequestRouterConfig:
+    """A prefix has all replicas in an order of its own, and goes to the first one that has room.
+
+    Serve would stop at the third; then a prefix that everybody shares could use no more than three replicas.
+    """
+    return RequestRouterConfig(
+        request_router_class=ConsistentHashRouter,  # type: ignore[arg-type]  # a dict, says the annotation of its field
+        request_router_kwargs={"num_fallback_replicas": most_replicas - 1},
+    )
 
 
 def _resources(model: AnyModel) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cllm.config import Config
 from cllm.engine.config import EngineConfig
@@ -22,6 +22,22 @@ class Autoscaling(Config):
     upscale_delay_s: float = Field(10, ge=0)
     downscale_delay_s: float = Field(300, ge=0)
 
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}")
+        return self
+
+
+def _kind_of_replicas(value: object) -> str:
+    """Tells which of the two is meant, so that an error speaks of that one alone."""
+    return "between" if isinstance(value, dict | Autoscaling) else "number"
+
+
+Replicas = Annotated[
+    Annotated[PositiveInt, Tag("number")] | Annotated[Autoscaling, Tag("between")], Discriminator(_kind_of_replicas)
+]
+
 
 class Model(Config):
     """A model and its replicas: what all kinds of engines have in common."""
@@ -29,12 +45,12 @@ class Model(Config):
     path: str  # local folder, the same on every node, or Hugging Face id
     revision: str | None = None
     options: EngineConfig | PeerOptions
-    replicas: PositiveInt | Autoscaling = 1
+    replicas: Replicas = 1
     gpus: int = Field(0, ge=0, le=8)  # of one replica, all on one node; the model is divided among them
     shards: PositiveInt | None = None  # processes that the model is divided among; None: one a GPU
     cpus: float = Field(1, ge=0)
     max_ongoing: int | None = Field(None, ge=1)  # requests in one replica; None: a few more than decode together
-    max_queue: int = Field(256, ge=0)  # requests that wait for a replica, per ingress; more are refused
+    max_queue: int = Field(256, ge=1)  # requests that wait for a replica, per ingress; more are refused
     routing: Literal["balanced", "prefix"] = "balanced"  # prefix: prompts that begin alike go to the same replica
     stall_s: float = Field(60, gt=0)  # an engine whose steps stand still for longer is restarted
     start_s: float = Field(1800, gt=0)  # loading the model takes at most this long
@@ -59,6 +75,10 @@ class Model(Config):
     @property
     def fewest_replicas(self) -> int:
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min_replicas
+
+    @property
+    def most_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max_replicas
 
 
 class CllmModel(Model):
@@ -111,6 +131,7 @@ class Ingress(Config):
     cpus: float = Field(0.5, ge=0)
     connections: int = Field(2000, ge=1)  # requests that one ingress replica handles at a time
     attempts: int = Field(5, ge=1)  # replicas tried in a row that die without giving a token
+    resume_s: float = Field(60, ge=0)  # a response that lost its replica waits so long for room in another one
     retry_after_s: int = Field(1, ge=1)  # told to a client that is refused
 
 

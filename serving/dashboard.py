@@ -53,7 +53,7 @@ def panels() -> list[Panel]:
         Panel("KV cache in use", "Share of the blocks, of the fullest replica", "percentunit",
               ((f"max by (model) (ray_cllm_cache_used_ratio{{{_OURS}}})", "{{model}}"),)),
         Panel("Step time", "From step to step of the engine", "s", _quantiles("ray_cllm_step_seconds")),
-        Panel("Ends of requests", "error: the engine stopped; aborted: the client went away", "reqps",
+        Panel("Ends of requests", "error: the engine stopped, or a defect; aborted: the client went away", "reqps",
               ((_rate("ray_cllm_requests_total", "model, outcome"), "{{model}} {{outcome}}"),)),
         Panel("HTTP errors", "503: overload; 429: a key's limit; 5xx else: a defect", "reqps",
               (('sum by (status_code) (rate(ray_serve_num_http_requests_total{status_code!~"2.."}[$__rate_interval]))',

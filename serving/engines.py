@@ -1,39 +1,21 @@
 """The kinds of engines that a replica can hold."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from cllm.decoding.records import Commit, DecodeRequest
-from cllm.engine.async_engine import AsyncEngine, SteppedEngine
+from cllm.decoding.backend import Backend
+from cllm.engine.async_engine import AsyncEngine
 from cllm.engine.load import load_engine
 from cllm.engine.shards import ShardedEngine
 from cllm.errors import InputError
-from cllm.models import context_length, eos_token_ids, load_generation_config, load_tokenizer
+from cllm.models import context_length, eos_token_ids, load_generation_config, load_tokenizer, pad_token_id
+from cllm.vllm.arguments import check_config
 from cllm.vllm.config import PeerConfig
-from cllm.vllm.engine import VllmEngine
-from cllm.vllm.llm import check_config
+from cllm.vllm.llm import VllmBackend
 from serving.config import AnyModel, CllmModel, VllmModel
 from serving.metrics import StepMetrics
-
-
-class TokenEngine(Protocol):
-    """Tokens in, tokens out."""
-
-    @property
-    def steps(self) -> int:
-        """Grows as long as the engine works."""
-
-    @property
-    def num_unfinished(self) -> int: ...
-
-    def stream(self, request: DecodeRequest) -> AsyncGenerator[Commit, None]: ...
-
-    def check(self) -> None:
-        """Raise what ended the engine, if it has failed."""
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +24,12 @@ class StartedEngine:
 
     Attributes:
         context: tokens of prompt and response together.
+        counts_given: penalties count tokens of a response that goes on (`DecodeRequest.num_given`).
     """
 
-    engine: TokenEngine
+    engine: AsyncEngine
     context: int
+    counts_given: bool
 
 
 def check_model(name: str, model: AnyModel) -> None:
@@ -70,17 +54,17 @@ def start_engine(name: str, model: AnyModel) -> StartedEngine:
     """
     if isinstance(model, VllmModel):
         context = model.options.max_tokens or context_length(model.path, model.revision)
-        make: Callable[[], SteppedEngine] = partial(_make_vllm, model, context)
+        make: Callable[[], Backend] = partial(_make_vllm, model, context)
     else:
         context = model.options.max_tokens
         make = partial(_make_cllm, model)
     metrics = StepMetrics(name)
     engine = AsyncEngine(make, metrics.observe, metrics.rest)
     engine.wait_ready(model.start_s)
-    return StartedEngine(engine, context)
+    return StartedEngine(engine, context, counts_given=isinstance(model, CllmModel))
 
 
-def _make_cllm(model: CllmModel) -> SteppedEngine:
+def _make_cllm(model: CllmModel) -> Backend:
     load = partial(
         load_engine,
         model.path,
@@ -92,14 +76,19 @@ def _make_cllm(model: CllmModel) -> SteppedEngine:
     return load() if model.world == 1 else ShardedEngine(load, model.world)
 
 
-def _make_vllm(model: VllmModel, context: int) -> SteppedEngine:
+def _make_vllm(model: VllmModel, context: int) -> Backend:
     generation = load_generation_config(model.path, model.revision)
-    eos_ids = eos_token_ids(generation, load_tokenizer(model.path, model.revision))
+    tokenizer = load_tokenizer(model.path, model.revision)
     more: dict[str, Any] = {"revision": model.revision}
     if model.world > 1:  # vLLM would ask Ray for the other GPUs, but they are this actor's already
         more["distributed_executor_backend"] = "mp"
-    config = _peer_config(model).model_copy(update={"max_tokens": context, "eos_ids": eos_ids})
-    return VllmEngine(config, **more | model.engine_args)
+    config = _peer_config(model)
+    known = {
+        "max_tokens": context,
+        "eos_ids": eos_token_ids(generation, tokenizer),
+        "jacobi": config.jacobi.model_copy(update={"pad_id": pad_token_id(tokenizer)}),
+    }
+    return VllmBackend(config.model_copy(update=known), **more | model.engine_args)
 
 
 def _peer_config(model: VllmModel) -> PeerConfig:

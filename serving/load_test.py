@@ -2,6 +2,7 @@
 
     python serving/load_test.py --url http://127.0.0.1:8000 --model jacobi --prompts prompts.jsonl --concurrency 32
     python serving/load_test.py ... --rate 4      # requests a second, at random (Poisson) times
+    python serving/load_test.py ... --chat        # each prompt as a user's message, to /v1/chat/completions
 
 Closed loop: so many clients, each asks again when it has its answer. Open loop: requests come at their times however
 long the answers take, as users do. A line of the prompts' file is a JSON string, or an object with `prompt`. The report
@@ -16,6 +17,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,17 +28,23 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from cllm.artifacts import write_atomic
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
+from cllm.report.served import LoadDocument, Spread
 
-SCHEMA_VERSION = 1
 _PERCENTILES = (50, 90, 95, 99)
 Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to ask and how: exactly one of `concurrency` and `rate` (requests a second)."""
+    """What to ask and how: exactly one of `concurrency` and `rate` (requests a second).
+
+    Attributes:
+        url: what stands in front of /v1.
+        chat: ask /v1/chat/completions.
+    """
 
     url: str
     model: str
@@ -48,6 +56,11 @@ class Load:
     temperature: float = 0.0
     timeout_s: float = 600.0
     key: str | None = None
+    chat: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.url.rstrip('/')}/v1/{'chat/completions' if self.chat else 'completions'}"
 
 
 @dataclass(slots=True)
@@ -81,7 +94,7 @@ async def run_load(load: Load, prompts: Sequence[str]) -> tuple[list[Answer], fl
     timeout = aiohttp.ClientTimeout(total=load.timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
     asked = list(islice(cycle(prompts), load.num_requests))
-    async with aiohttp.ClientSession(load.url, headers=headers, timeout=timeout, connector=connector) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
         start = time.perf_counter()
         ask = partial(_ask, session, load, start)
         if load.concurrency is not None:
@@ -117,48 +130,41 @@ def arrival_times(rate: float, count: int, seed: int) -> list[float]:
     return times
 
 
-def report(load: Load, answers: Sequence[Answer], seconds: float, provenance: dict[str, Any]) -> dict[str, Any]:
+def report(load: Load, answers: Sequence[Answer], seconds: float, provenance: dict[str, Any]) -> LoadDocument:
     """The document: totals, percentiles over the answered requests, errors by what they were."""
     answered = [answer for answer in answers if answer.error is None and answer.chunks_at]
-    errors: dict[str, int] = {}
-    for answer in answers:
-        if answer.error is not None:
-            errors[answer.error] = errors.get(answer.error, 0) + 1
     num_tokens = sum(answer.num_tokens for answer in answered)
-    between = [later - earlier for answer in answered for earlier, later in pairwise(answer.chunks_at)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "load",
-        "model": load.model,
-        "loop": "open" if load.concurrency is None else "closed",
-        "rate": load.rate,
-        "concurrency": load.concurrency,
-        "max_tokens": load.max_tokens,
-        "temperature": load.temperature,
-        "seed": load.seed,
-        "num_requests": len(answers),
-        "num_answered": len(answered),
-        "errors": errors,
-        "refused_with_retry_after": sum(answer.retry_after for answer in answers),
-        "seconds": seconds,
-        "tokens": num_tokens,
-        "tokens_per_s": num_tokens / seconds,
-        "requests_per_s": len(answered) / seconds,
-        "first_token_s": summary([answer.first_token_s for answer in answered]),
-        "per_token_s": summary([s for answer in answered if (s := answer.per_token_s) is not None]),
-        "between_chunks_s": summary(between),
-        "request_s": summary([answer.seconds for answer in answered]),
-        "provenance": provenance,
-    }
+    return LoadDocument(
+        provenance=provenance,
+        model=load.model,
+        endpoint="chat" if load.chat else "completions",
+        rate=load.rate,
+        concurrency=load.concurrency,
+        max_tokens=load.max_tokens,
+        temperature=load.temperature,
+        seed=load.seed,
+        num_requests=len(answers),
+        num_answered=len(answered),
+        errors=Counter(answer.error for answer in answers if answer.error is not None),
+        refused_with_retry_after=sum(answer.retry_after for answer in answers),
+        seconds=seconds,
+        tokens=num_tokens,
+        tokens_per_s=num_tokens / seconds,
+        requests_per_s=len(answered) / seconds,
+        first_token_s=spread([answer.first_token_s for answer in answered]),
+        per_token_s=spread([s for answer in answered if (s := answer.per_token_s) is not None]),
+        between_chunks_s=spread([b - a for answer in answered for a, b in pairwise(answer.chunks_at)]),
+        request_s=spread([answer.seconds for answer in answered]),
+    )
 
 
-def summary(values: Sequence[float]) -> dict[str, float] | None:
+def spread(values: Sequence[float]) -> Spread | None:
     """Mean and percentiles (nearest rank: a value that occurred); None of nothing."""
     if not values:
         return None
     ordered = sorted(values)
     ranks = {f"p{p}": ordered[max(0, math.ceil(p / 100 * len(ordered)) - 1)] for p in _PERCENTILES}
-    return {"mean": fmean(ordered), **ranks, "max": ordered[-1]}
+    return Spread(mean=fmean(ordered), **ranks, max=ordered[-1])
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -199,9 +205,10 @@ async def _open_loop(
 
 
 async def _ask(session: aiohttp.ClientSession, load: Load, start: float, prompt: str) -> Answer:
+    asked = {"messages": [{"role": "user", "content": prompt}]} if load.chat else {"prompt": prompt}
     body = {
         "model": load.model,
-        "prompt": prompt,
+        **asked,
         "max_tokens": load.max_tokens,
         "temperature": load.temperature,
         "seed": load.seed,
@@ -210,7 +217,7 @@ async def _ask(session: aiohttp.ClientSession, load: Load, start: float, prompt:
     }
     answer = Answer(time.perf_counter() - start)
     try:
-        async with session.post("/v1/completions", json=body) as response:
+        async with session.post(load.endpoint, json=body) as response:
             if response.status != 200:
                 answer.error = f"HTTP {response.status}"
                 answer.retry_after = "Retry-After" in response.headers
@@ -219,6 +226,8 @@ async def _ask(session: aiohttp.ClientSession, load: Load, start: float, prompt:
                 _note(answer, event, time.perf_counter() - start)
     except (aiohttp.ClientError, TimeoutError) as error:
         answer.error = type(error).__name__
+    if answer.error is None and answer.num_tokens == 0:
+        answer.error = "no count of tokens in the stream"  # chunks are none
     return answer
 
 
@@ -232,16 +241,17 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
 def _note(answer: Answer, event: dict[str, Any], now: float) -> None:
     if "error" in event:
         answer.error = "error in the stream"
-    elif event["choices"]:
+        return
+    if event["choices"]:
         answer.chunks_at.append(now)
-    elif event.get("usage"):
+    if event.get("usage"):  # some servers tell it with the last choice
         answer.num_tokens = event["usage"]["completion_tokens"]
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Load, Path, Path | None]:
     """The load, the prompts' file, the report's file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", required=True, help="what stands in front of /v1")
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=200)
@@ -250,6 +260,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Load, Path, Path | None]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
     parser.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key")
+    parser.add_argument("--chat", action="store_true", help="ask /v1/chat/completions")
     parser.add_argument("--output", type=Path)
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--concurrency", type=int, help="closed loop: clients")
@@ -270,6 +281,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Load, Path, Path | None]:
         temperature=asked.temperature,
         timeout_s=asked.timeout,
         key=os.environ.get(asked.key_env) or None,
+        chat=asked.chat,
     )
     return load, asked.prompts, asked.output
 
@@ -285,9 +297,9 @@ def main(arguments: Sequence[str]) -> int:
     answers, seconds = asyncio.run(run_load(load, prompts))
     document = report(load, answers, seconds, collect_provenance(["serving/load_test.py", *arguments]))
     if output is not None:
-        output.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
-    return 0 if document["num_answered"] else 1
+        write_atomic(output, document.model_dump_json(indent=2) + "\n")
+    print(document.model_dump_json())
+    return 0 if document.num_answered else 1
 
 
 if __name__ == "__main__":

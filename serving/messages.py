@@ -78,7 +78,7 @@ class GenerateRequest:
     guesses: bool = False
 
 
-class Backend(Protocol):
+class Responder(Protocol):
     """Whoever answers requests: a replica, the replicas of a deployment, these with retries."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:

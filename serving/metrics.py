@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.serve import metrics
 
-from cllm.engine.engine import StepStats
+from cllm.decoding.stats import StepStats
 from serving.messages import Chunk
 
 _SECONDS: list[float] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120]
@@ -65,9 +65,11 @@ class RequestMetrics:
         self._accepted = _histogram("cllm_accepted_tokens", "Tokens that a step commits to a row", _TOKENS, model)
         self._per_forward = _histogram("cllm_tokens_per_forward", "TPF of whole responses", _RATIOS, model)
 
-    def follow(self, arrived_at: float) -> "RequestTimer":
-        self._queue.observe(max(0.0, time.time() - arrived_at))  # clocks of two nodes may differ
-        return RequestTimer(self, arrived_at)
+    def follow(self, arrived_at: float, *, resumed: bool) -> "RequestTimer":
+        """A timer of a request that has just come; with `resumed` it goes on with a response of another replica."""
+        if not resumed:
+            self._queue.observe(max(0.0, time.time() - arrived_at))  # clocks of two nodes may differ
+        return RequestTimer(self, None if resumed else arrived_at)
 
     def note_first(self, seconds: float) -> None:
         self._first.observe(max(0.0, seconds))
@@ -85,9 +87,13 @@ class RequestMetrics:
 
 
 class RequestTimer:
-    """One request on its way."""
+    """One request on its way.
 
-    def __init__(self, metrics: RequestMetrics, arrived_at: float) -> None:
+    Args:
+        arrived_at: None: the client has its first token already.
+    """
+
+    def __init__(self, metrics: RequestMetrics, arrived_at: float | None) -> None:
         self._metrics = metrics
         self._arrived_at = arrived_at
         self._last: float | None = None
@@ -96,7 +102,7 @@ class RequestTimer:
 
     def note(self, chunk: Chunk) -> None:
         now, last = time.perf_counter(), self._last
-        if last is None:
+        if last is None and self._arrived_at is not None:
             self._metrics.note_first(time.time() - self._arrived_at)
         if chunk.token_ids:
             self._metrics.note_chunk(len(chunk.token_ids), None if last is None else now - last)

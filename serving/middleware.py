@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fastapi import status
@@ -23,6 +23,7 @@ from serving.keys import KeyRing
 
 _ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _GUARDED = ("/v1/", "/metrics")
+_LOGGED_PATH = 200  # characters
 _log = logging.getLogger("ray.serve")  # goes where Serve's own lines go
 
 
@@ -33,7 +34,8 @@ def error_response(error: ApiError) -> JSONResponse:
 class RequestLog:
     """Gives each request an id (its own header's, or a new one) and writes a line when it is over.
 
-    Handlers add what they know to `request.state.log`; neither prompts nor texts.
+    Handlers add what they know to `request.state.log`; neither prompts nor texts. The line says all of it to a reader,
+    and where Serve writes its log as JSON, the record's key `request` says it to programs.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,7 +47,7 @@ class RequestLog:
             return
         asked = Headers(scope=scope).get("x-request-id")
         request_id = asked if asked is not None and _ID.fullmatch(asked) else uuid.uuid4().hex
-        record: dict[str, Any] = {"path": scope["path"], "status": None}
+        record: dict[str, Any] = {"id": request_id, "path": scope["path"][:_LOGGED_PATH], "status": None}
         scope.setdefault("state", {}).update(request_id=request_id, log=record, arrived_at=time.time())
         started = time.perf_counter()
 
@@ -60,7 +62,8 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
         finally:
             record["seconds"] = round(time.perf_counter() - started, 6)
-            _log.info("%s", json.dumps({"request": request_id, **record}))
+            line = " ".join(f"{key}={json.dumps(value)}" for key, value in record.items())
+            _log.info("request %s", line, extra={"request": record})
 
 
 class KeyCheck:
@@ -77,7 +80,7 @@ class KeyCheck:
         except ApiError as error:
             await error_response(error)(scope, receive, send)
 
-    def _admitted(self, scope: Scope) -> Any:
+    def _admitted(self, scope: Scope) -> AbstractContextManager[None]:
         if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
             return nullcontext()
         caller = self._keys.find(Headers(scope=scope).get("authorization"))

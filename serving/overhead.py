@@ -11,17 +11,15 @@ the last line of standard output or in --output; a table comes before it.
 
 import argparse
 import asyncio
-import json
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import ray
 import yaml  # type: ignore[import-untyped]
@@ -33,13 +31,13 @@ from cllm.artifacts import write_atomic
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
+from cllm.report.served import Compared, Figures, OverheadDocument, Repeat
 from serving.build import application
 from serving.config import AppConfig, CllmModel
 from serving.load_test import Answer, Load, closed_loop, read_prompts, run_load
 from serving.prompts import encode
 from serving.replica import Replica
 
-SCHEMA_VERSION = 1
 _FIRST_MAX_TOKENS = 16  # where only the first one is timed
 Answers = tuple[list[Answer], float]  # and the seconds from the first request to the last token
 Way = Callable[[Load], Answers]
@@ -66,22 +64,6 @@ class MeasuredReplica(Replica):
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Of one way in one repeat: tokens a second under load, median seconds to the first token of a lone request."""
-
-    tokens_per_s: float
-    first_token_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """Both ways, one right after the other."""
-
-    engine: Figures
-    http: Figures
-
-
 def measure(engine: Way, http: Way, busy: Load, lone: Load, repeats: int) -> list[Repeat]:
     """The ways in turns, each first in every other repeat, after a round that does not count."""
     for way in (engine, http):
@@ -90,44 +72,48 @@ def measure(engine: Way, http: Way, busy: Load, lone: Load, repeats: int) -> lis
     for index in range(repeats):
         if index % 2 == 0:
             of_engine = _figures(engine, busy, lone)
-            found.append(Repeat(of_engine, _figures(http, busy, lone)))
+            found.append(Repeat(engine=of_engine, http=_figures(http, busy, lone)))
         else:
             of_http = _figures(http, busy, lone)
-            found.append(Repeat(_figures(engine, busy, lone), of_http))
+            found.append(Repeat(engine=_figures(engine, busy, lone), http=of_http))
     return found
 
 
-def summarise(repeats: Sequence[Repeat]) -> dict[str, dict[str, float]]:
-    """Medians over the repeats; quotient and difference are taken within a repeat, so slow drifts cancel."""
-    quotients = [r.http.tokens_per_s / r.engine.tokens_per_s for r in repeats]
-    differences = [r.http.first_token_s - r.engine.first_token_s for r in repeats]
-    return {
-        "tokens_per_s": {
-            "engine": median(r.engine.tokens_per_s for r in repeats),
-            "http": median(r.http.tokens_per_s for r in repeats),
-            **_spread("http_over_engine", quotients),
-        },
-        "first_token_s": {
-            "engine": median(r.engine.first_token_s for r in repeats),
-            "http": median(r.http.first_token_s for r in repeats),
-            **_spread("http_minus_engine", differences),
-        },
-    }
+def compare_speed(repeats: Sequence[Repeat]) -> Compared:
+    """Throughput: quotients within a repeat, so slow drifts cancel."""
+    return _compared(repeats, lambda figures: figures.tokens_per_s, lambda http, engine: http / engine)
 
 
-def table(summary: dict[str, dict[str, float]], concurrency: int) -> str:
+def compare_delay(repeats: Sequence[Repeat]) -> Compared:
+    """Time to the first token: differences within a repeat."""
+    return _compared(repeats, lambda figures: figures.first_token_s, lambda http, engine: http - engine)
+
+
+def _compared(
+    repeats: Sequence[Repeat], figure: Callable[[Figures], float], against: Callable[[float, float], float]
+) -> Compared:
+    pairs = [(figure(repeat.engine), figure(repeat.http)) for repeat in repeats]
+    found = [against(http, engine) for engine, http in pairs]
+    return Compared(
+        engine=median(engine for engine, _ in pairs),
+        http=median(http for _, http in pairs),
+        http_against_engine=median(found),
+        least=min(found),
+        most=max(found),
+    )
+
+
+def table(speed: Compared, delay: Compared, concurrency: int) -> str:
     """Two rows: throughput under load, time to the first token of a lone request."""
-    speed, first = summary["tokens_per_s"], {key: 1000 * value for key, value in summary["first_token_s"].items()}
-    share, added = "http_over_engine", "http_minus_engine"
     rows = [
         ("", "engine", "HTTP", "HTTP against engine (least to most)"),
         (
-            f"tokens/s, {concurrency} requests at a time", f"{speed['engine']:.1f}", f"{speed['http']:.1f}",
-            f"{speed[share]:.1%} ({speed[share + '_min']:.1%} to {speed[share + '_max']:.1%})",
+            f"tokens/s, {concurrency} requests at a time", f"{speed.engine:.1f}", f"{speed.http:.1f}",
+            f"{speed.http_against_engine:.1%} ({speed.least:.1%} to {speed.most:.1%})",
         ),
         (
-            "ms to the first token, 1 request at a time", f"{first['engine']:.2f}", f"{first['http']:.2f}",
-            f"{first[added]:+.2f} ({first[added + '_min']:+.2f} to {first[added + '_max']:+.2f})",
+            "ms to the first token, 1 request at a time", f"{1000 * delay.engine:.2f}", f"{1000 * delay.http:.2f}",
+            f"{1000 * delay.http_against_engine:+.2f} ({1000 * delay.least:+.2f} to {1000 * delay.most:+.2f})",
         ),
     ]  # fmt: skip
     return "\n".join(f"{name:<44}{engine:>10}{http:>10}  {both}" for name, engine, http, both in rows)
@@ -147,8 +133,8 @@ def read_model(path: Path, name: str, overrides: Sequence[str]) -> CllmModel:
         raise InputError(f"--config {path}: not a file for `serve deploy`: {error}") from error
     models = {
         known: model
-        for application in found.applications
-        for known, model in AppConfig.from_data(application.args, where=str(path)).models.items()
+        for served in found.applications
+        for known, model in AppConfig.from_data(served.args, where=str(path)).models.items()
     }
     model = models.get(name)
     if not isinstance(model, CllmModel):
@@ -157,27 +143,26 @@ def read_model(path: Path, name: str, overrides: Sequence[str]) -> CllmModel:
     return model.with_overrides(overrides)
 
 
-def document(arguments: argparse.Namespace, model: CllmModel, repeats: Sequence[Repeat]) -> dict[str, Any]:
+def document(arguments: argparse.Namespace, model: CllmModel, repeats: Sequence[Repeat]) -> OverheadDocument:
     """Settings, figures of each repeat, their summary, provenance."""
     given = model.model_dump(mode="json", exclude={"path", "revision", "replicas"})  # no folders of this machine
     asked = ("requests", "lone_requests", "max_tokens", "concurrency")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "overhead",
-        "model": arguments.model,
-        "settings": {name: getattr(arguments, name) for name in asked} | {"model": given},
-        **summarise(repeats),
-        "repeats": [asdict(repeat) for repeat in repeats],
-        "provenance": collect_provenance(["serving/overhead.py", *arguments.words]),
-    }
+    return OverheadDocument(
+        provenance=collect_provenance(["serving/overhead.py", *arguments.words]),
+        model=arguments.model,
+        settings={name: getattr(arguments, name) for name in asked} | {"model": given},
+        tokens_per_s=compare_speed(repeats),
+        first_token_s=compare_delay(repeats),
+        repeats=tuple(repeats),
+    )
 
 
 @contextmanager
 def deployed(name: str, model: CllmModel) -> Iterator[tuple[str, serve.handle.DeploymentHandle[MeasuredReplica]]]:
     """URL and handle of one replica, on a Ray that ends with it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:  # as late as can be: it may be taken in between
+        port = free.getsockname()[1]
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         one = model.model_copy(update={"replicas": 1})
@@ -193,7 +178,7 @@ def _figures(way: Way, busy: Load, lone: Load) -> Figures:
     answers, seconds = _complete(way(busy))
     speed = sum(answer.num_tokens for answer in answers) / seconds
     answers, _ = _complete(way(lone))
-    return Figures(speed, median(answer.first_token_s for answer in answers))
+    return Figures(tokens_per_s=speed, first_token_s=median(answer.first_token_s for answer in answers))
 
 
 def _complete(found: Answers) -> Answers:
@@ -201,10 +186,6 @@ def _complete(found: Answers) -> Answers:
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(found[0])} requests failed, the first with: {failed[0]}")
     return found
-
-
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -249,8 +230,8 @@ def main(words: Sequence[str]) -> int:
         )
     found = document(asked, model, repeats)
     if asked.output is not None:
-        write_atomic(asked.output, json.dumps(found, indent=2) + "\n")
-    print(f"{table(found, asked.concurrency)}\n\n{json.dumps(found)}")
+        write_atomic(asked.output, found.model_dump_json(indent=2) + "\n")
+    print(f"{table(found.tokens_per_s, found.first_token_s, asked.concurrency)}\n\n{found.model_dump_json()}")
     return 0
 
 

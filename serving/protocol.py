@@ -1,7 +1,7 @@
 """OpenAI's requests and responses, as far as we serve them.
 
 An option that we do not know is refused by name, never ignored. An option that asks for nothing (null, or the neutral
-value in `_NEUTRAL`) is left out, so that clients which always send it work.
+value in `_NEUTRAL`) is left out, in messages too, so that clients which always send it work.
 """
 
 import secrets
@@ -17,10 +17,13 @@ from serving.messages import Chat, Prompt
 T = TypeVar("T")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
     "best_of": (1,),
+    "continuous_usage_stats": (False,),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
+    "include_obfuscation": (False,),
     "logit_bias": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
@@ -28,6 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
+    "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "use_beam_search": (False,),
@@ -41,18 +45,25 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class _Strict(BaseModel):
-    """Of what clients send: nothing unknown, nothing converted."""
+    """Of what clients send: nothing converted, and nothing unknown but what asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key in cls.model_fields or not _is_neutral(key, value)}
 
 
 class StreamOptions(_Strict):
     """include_usage: one more chunk, with the usage and without choices."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
-class _Request(_Strict):
+class GenerationRequest(_Strict):
     """What both endpoints take. Not OpenAI's: top_k, min_p, repetition_penalty, stop_token_ids, min_tokens, ignore_eos
     (as in vLLM), and decoding: true asks for what each engine step committed, "guesses" for its guesses as well."""
 
@@ -75,13 +86,6 @@ class _Request(_Strict):
     user: str | None = None
     decoding: bool | Literal["guesses"] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_neutral(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or not _is_neutral(key, value)}
-
     @model_validator(mode="after")
     def _options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -95,7 +99,21 @@ class _Request(_Strict):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether chunks are to tell guesses; there are none but in streams."""
+        return self.decoding == "guesses" and bool(self.stream)
+
+    def prompts(self) -> list[Prompt]:
+        """Each asks for `num_choices` responses."""
+        raise NotImplementedError
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """Of each response; None: whatever the context has left."""
+        raise NotImplementedError
 
     @property
     def num_logprobs(self) -> int | None:
@@ -124,7 +142,7 @@ class _Request(_Strict):
         )
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(GenerationRequest):
     """Body of /v1/completions."""
 
     prompt: (
@@ -166,7 +184,7 @@ class Message(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(_Request):
+class ChatRequest(GenerationRequest):
     """Body of /v1/chat/completions; without a limit the response may fill the context."""
 
     messages: list[Message] = Field(min_length=1)

@@ -15,6 +15,7 @@ from serving.engines import start_engine
 from serving.errors import ReplicaLostError
 from serving.messages import Chunk, GenerateRequest
 from serving.metrics import RequestMetrics
+from serving.pieces import Pieces
 from serving.prompts import encode
 from serving.transcript import Transcript
 from serving.watchdog import Watchdog
@@ -30,8 +31,9 @@ class Replica:
     def __init__(self, name: str, model: AnyModel) -> None:
         self._tokenizer = load_tokenizer(model.path, model.revision)
         started = start_engine(name, model)
-        self._engine, self._context = started.engine, started.context
+        self._engine, self._context, self._counts_given = started.engine, started.context, started.counts_given
         self._metrics = RequestMetrics(name)
+        self._pieces = Pieces(self._tokenizer)
         self._watchdog = Watchdog(model.stall_s)
         self._encoding = ThreadPoolExecutor(1, "encode")  # long prompts would hold up the streams
 
@@ -42,7 +44,7 @@ class Replica:
             InputError: the request is refused.
             ReplicaLostError: the engine has stopped.
         """
-        timer = self._metrics.follow(request.arrived_at)
+        timer = self._metrics.follow(request.arrived_at, resumed=bool(request.given.token_ids))
         outcome = "aborted"
         try:
             async with aclosing(self._chunks(request)) as chunks:
@@ -56,6 +58,9 @@ class Replica:
         except EngineStoppedError as error:
             outcome = "error"
             raise ReplicaLostError(str(error)) from error
+        except Exception:
+            outcome = "error"
+            raise
         finally:
             timer.end(outcome)
 
@@ -82,13 +87,19 @@ class Replica:
     async def _chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
         prompt_ids = await loop.run_in_executor(self._encoding, encode, self._tokenizer, request.prompt)
-        # Penalties count the tokens of the response, so they must be decoded again and not become part of the prompt.
-        repeats = request.sampling.presence_penalty != 0 or request.sampling.frequency_penalty != 0
-        stop = request.sampling.stop
+        sampling = request.sampling
+        # Penalties count the tokens of the response. An engine that cannot do so in a prompt decodes them again.
+        is_penalised = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        repeats = is_penalised and not self._counts_given
         transcript = Transcript(
-            self._tokenizer, stop, len(prompt_ids), request.given, repeats=repeats, guesses=request.guesses
+            self._tokenizer,
+            sampling,
+            len(prompt_ids),
+            request.given,
+            repeats=repeats,
+            guesses=self._pieces if request.guesses else None,
         )
-        decode_request = self._decode_request(request, prompt_ids, repeats=repeats)
+        decode_request = self._decode_request(request, prompt_ids, () if repeats else request.given.token_ids)
         async with aclosing(self._engine.stream(decode_request)) as commits:
             async for commit in commits:
                 chunk = transcript.add(commit)
@@ -97,14 +108,12 @@ class Replica:
                     if chunk.finish_reason is not None:
                         return
 
-    def _decode_request(self, request: GenerateRequest, prompt_ids: tuple[int, ...], *, repeats: bool) -> DecodeRequest:
+    def _decode_request(
+        self, request: GenerateRequest, prompt_ids: tuple[int, ...], given: tuple[int, ...]
+    ) -> DecodeRequest:
         room = self._context - len(prompt_ids)
         if room < 1:
             raise InputError(f"the prompt has {len(prompt_ids)} tokens, which fill the context of {self._context}")
         max_new_tokens = room if request.max_new_tokens is None else request.max_new_tokens
         sampling = replace(request.sampling, stop=())  # the transcript finds them, off the engine's thread
-        if repeats:
-            return DecodeRequest(prompt_ids, max_new_tokens, sampling)
-        given = request.given.token_ids
-        sampling = replace(sampling, min_tokens=max(0, sampling.min_tokens - len(given)))
-        return DecodeRequest(prompt_ids + given, max_new_tokens - len(given), sampling)
+        return DecodeRequest(prompt_ids + given, max_new_tokens - len(given), sampling, len(given))

@@ -1,7 +1,8 @@
 """From chunks to the bodies of both endpoints."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -11,132 +12,131 @@ from serving.messages import Chunk, ScoredToken
 
 
 class Choice:
-    """One response as far as it has come."""
+    """One response as far as it has come.
+
+    Attributes:
+        accepted: tokens of each chunk that had any.
+        num_chunks: added so far.
+        score_offset: characters of the scored tokens before the latest chunk.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.text = ""
         self.num_prompt_tokens = 0
+        self.num_chunks = 0
         self.accepted: list[int] = []
         self.scores: list[ScoredToken] = []
+        self.score_offset = 0
         self.finish_reason: FinishReason | None = None
+        self._scored_characters = 0
 
     def add(self, chunk: Chunk) -> None:
         self.text += chunk.text
         self.num_prompt_tokens = chunk.num_prompt_tokens
+        self.num_chunks += 1
         self.scores += chunk.scores
+        self.score_offset = self._scored_characters
+        self._scored_characters += sum(len(score.text) for score in chunk.scores)
         self.finish_reason = chunk.finish_reason
         if chunk.token_ids:
             self.accepted.append(len(chunk.token_ids))
 
 
-class Format(Protocol):
-    """How an endpoint writes responses. `piece` follows `Choice.add` of its chunk."""
+class Format(ABC):
+    """How an endpoint writes responses.
 
-    def piece(self, choice: Choice, chunk: Chunk) -> BaseModel: ...
+    Args:
+        model: its name.
+        decoding: whether the client asked how the response was decoded.
+        prefix: of the response's id.
+    """
 
-    def usage_piece(self, usage: protocol.Usage) -> BaseModel: ...
+    def __init__(self, model: str, *, decoding: bool, prefix: str) -> None:
+        self._decoding = decoding
+        self._head = {"id": protocol.new_id(prefix), "created": protocol.now(), "model": model}
 
-    def whole(self, choices: Sequence[Choice], usage: protocol.Usage) -> BaseModel: ...
+    def piece(self, choice: Choice, chunk: Chunk) -> BaseModel:
+        """The event of a chunk, which has just been added to the choice."""
+        facts = self._facts(choice) | {
+            "accepted": len(chunk.token_ids) if self._decoding else None,
+            "guesses": list(chunk.guesses) or None,
+        }
+        return self._chunk([self._part(choice, chunk, facts)], None)
+
+    def usage_piece(self, usage: protocol.Usage) -> BaseModel:
+        """The event behind those of all chunks."""
+        return self._chunk([], usage)
+
+    def whole(self, choices: Sequence[Choice], usage: protocol.Usage) -> BaseModel:
+        """The body of a response that is not streamed."""
+        return self._body([self._all(choice, self._facts(choice)) for choice in choices], usage)
+
+    def _facts(self, choice: Choice) -> dict[str, Any]:
+        """What choices of all kinds have in common."""
+        is_over = choice.finish_reason is not None
+        return {
+            "index": choice.index,
+            "finish_reason": choice.finish_reason,
+            "decoding": protocol.Decoding.of(choice.accepted) if self._decoding and is_over else None,
+        }
+
+    @abstractmethod
+    def _part(self, choice: Choice, chunk: Chunk, facts: dict[str, Any]) -> Any:
+        """A chunk as the choice of an event."""
+
+    @abstractmethod
+    def _all(self, choice: Choice, facts: dict[str, Any]) -> Any:
+        """A whole response as a choice."""
+
+    @abstractmethod
+    def _chunk(self, parts: list[Any], usage: protocol.Usage | None) -> BaseModel: ...
+
+    @abstractmethod
+    def _body(self, choices: list[Any], usage: protocol.Usage) -> BaseModel: ...
 
 
-class CompletionFormat:
+class CompletionFormat(Format):
     """/v1/completions."""
 
     def __init__(self, model: str, *, decoding: bool) -> None:
-        self._id, self._created, self._model = protocol.new_id("cmpl"), protocol.now(), model
-        self._decoding = decoding
+        super().__init__(model, decoding=decoding, prefix="cmpl")
 
-    def piece(self, choice: Choice, chunk: Chunk) -> protocol.Completion:
-        offset = sum(len(score.text) for score in choice.scores[: len(choice.scores) - len(chunk.scores)])
-        return self._body(
-            [
-                protocol.CompletionChoice(
-                    index=choice.index,
-                    text=chunk.text,
-                    logprobs=_completion_logprobs(chunk.scores, offset),
-                    finish_reason=chunk.finish_reason,
-                    accepted=len(chunk.token_ids) if self._decoding else None,
-                    guesses=list(chunk.guesses) or None,
-                    decoding=_decoding(choice, self._decoding),
-                )
-            ]
-        )
+    def _part(self, choice: Choice, chunk: Chunk, facts: dict[str, Any]) -> protocol.CompletionChoice:
+        logprobs = _completion_logprobs(chunk.scores, choice.score_offset)
+        return protocol.CompletionChoice(text=chunk.text, logprobs=logprobs, **facts)
 
-    def usage_piece(self, usage: protocol.Usage) -> protocol.Completion:
-        return self._body([], usage)
+    def _all(self, choice: Choice, facts: dict[str, Any]) -> protocol.CompletionChoice:
+        return protocol.CompletionChoice(text=choice.text, logprobs=_completion_logprobs(choice.scores, 0), **facts)
 
-    def whole(self, choices: Sequence[Choice], usage: protocol.Usage) -> protocol.Completion:
-        return self._body(
-            [
-                protocol.CompletionChoice(
-                    index=choice.index,
-                    text=choice.text,
-                    logprobs=_completion_logprobs(choice.scores, 0),
-                    finish_reason=choice.finish_reason,
-                    decoding=_decoding(choice, self._decoding),
-                )
-                for choice in choices
-            ],
-            usage,
-        )
+    def _chunk(self, parts: list[protocol.CompletionChoice], usage: protocol.Usage | None) -> protocol.Completion:
+        return protocol.Completion(choices=parts, usage=usage, **self._head)
 
-    def _body(
-        self, choices: list[protocol.CompletionChoice], usage: protocol.Usage | None = None
-    ) -> protocol.Completion:
-        return protocol.Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+    def _body(self, choices: list[protocol.CompletionChoice], usage: protocol.Usage) -> protocol.Completion:
+        return self._chunk(choices, usage)
 
 
-class ChatFormat:
+class ChatFormat(Format):
     """/v1/chat/completions."""
 
     def __init__(self, model: str, *, decoding: bool) -> None:
-        self._id, self._created, self._model = protocol.new_id("chatcmpl"), protocol.now(), model
-        self._decoding = decoding
+        super().__init__(model, decoding=decoding, prefix="chatcmpl")
 
-    def piece(self, choice: Choice, chunk: Chunk) -> protocol.ChatCompletionChunk:
-        is_first = choice.accepted == ([len(chunk.token_ids)] if chunk.token_ids else [])
-        return self._chunk(
-            [
-                protocol.ChatChunkChoice(
-                    index=choice.index,
-                    delta=protocol.Delta(role="assistant" if is_first else None, content=chunk.text),
-                    logprobs=_chat_logprobs(chunk.scores),
-                    finish_reason=chunk.finish_reason,
-                    accepted=len(chunk.token_ids) if self._decoding else None,
-                    guesses=list(chunk.guesses) or None,
-                    decoding=_decoding(choice, self._decoding),
-                )
-            ]
-        )
+    def _part(self, choice: Choice, chunk: Chunk, facts: dict[str, Any]) -> protocol.ChatChunkChoice:
+        delta = protocol.Delta(role="assistant" if choice.num_chunks == 1 else None, content=chunk.text)
+        return protocol.ChatChunkChoice(delta=delta, logprobs=_chat_logprobs(chunk.scores), **facts)
 
-    def usage_piece(self, usage: protocol.Usage) -> protocol.ChatCompletionChunk:
-        return self._chunk([], usage)
-
-    def whole(self, choices: Sequence[Choice], usage: protocol.Usage) -> protocol.ChatCompletion:
-        return protocol.ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            usage=usage,
-            choices=[
-                protocol.ChatChoice(
-                    index=choice.index,
-                    message=protocol.ChatMessage(content=choice.text),
-                    logprobs=_chat_logprobs(choice.scores),
-                    finish_reason=choice.finish_reason,
-                    decoding=_decoding(choice, self._decoding),
-                )
-                for choice in choices
-            ],
-        )
+    def _all(self, choice: Choice, facts: dict[str, Any]) -> protocol.ChatChoice:
+        message = protocol.ChatMessage(content=choice.text)
+        return protocol.ChatChoice(message=message, logprobs=_chat_logprobs(choice.scores), **facts)
 
     def _chunk(
-        self, choices: list[protocol.ChatChunkChoice], usage: protocol.Usage | None = None
+        self, parts: list[protocol.ChatChunkChoice], usage: protocol.Usage | None
     ) -> protocol.ChatCompletionChunk:
-        return protocol.ChatCompletionChunk(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
-        )
+        return protocol.ChatCompletionChunk(choices=parts, usage=usage, **self._head)
+
+    def _body(self, choices: list[protocol.ChatChoice], usage: protocol.Usage) -> protocol.ChatCompletion:
+        return protocol.ChatCompletion(choices=choices, usage=usage, **self._head)
 
 
 def usage_of(choices: Sequence[Choice], choices_per_prompt: int) -> protocol.Usage:
@@ -144,10 +144,6 @@ def usage_of(choices: Sequence[Choice], choices_per_prompt: int) -> protocol.Usa
     prompt = sum(choice.num_prompt_tokens for choice in choices[::choices_per_prompt])
     completion = sum(sum(choice.accepted) for choice in choices)
     return protocol.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
-def _decoding(choice: Choice, asked: bool) -> protocol.Decoding | None:
-    return protocol.Decoding.of(choice.accepted) if asked and choice.finish_reason is not None else None
 
 
 def _completion_logprobs(scores: Sequence[ScoredToken], offset: int) -> protocol.CompletionLogprobs | None:

@@ -16,13 +16,13 @@ from cllm.errors import InputError
 from serving.config import Limits
 from serving.errors import ApiError, OverloadedError, ReplicaLostError
 from serving.merging import merge
-from serving.messages import Backend, Chunk, GenerateRequest
-from serving.protocol import ChatRequest, CompletionRequest
+from serving.messages import Chunk, GenerateRequest, Responder
+from serving.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from serving.responses import ChatFormat, Choice, CompletionFormat, Format, usage_of
 
 _log = logging.getLogger("ray.serve")
 _SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies are to pass chunks on at once
-Body = CompletionRequest | ChatRequest
+_LOGGED_USER = 64  # characters of the client's own name for its user
 Chunks = AsyncGenerator[tuple[Choice, Chunk], None]
 
 
@@ -34,7 +34,7 @@ class Service:
         retry_after_s: told to clients that are refused because of load.
     """
 
-    def __init__(self, backends: Mapping[str, Backend], limits: Limits, retry_after_s: int) -> None:
+    def __init__(self, backends: Mapping[str, Responder], limits: Limits, retry_after_s: int) -> None:
         self._backends = backends
         self._limits = limits
         self._retry_after_s = retry_after_s
@@ -65,7 +65,7 @@ class Service:
         _log.error("request %s failed", request_id, exc_info=error)
         return ApiError(status.HTTP_500_INTERNAL_SERVER_ERROR, f"internal error; request id {request_id}")
 
-    async def _answer(self, body: Body, form: Format, state: State) -> Response:
+    async def _answer(self, body: GenerationRequest, form: Format, state: State) -> Response:
         """Wait for the first chunk, so that what is refused is refused with a status of its own."""
         backend = self._backends.get(body.model)
         if backend is None:
@@ -79,11 +79,11 @@ class Service:
         choices = [Choice(index) for index in range(len(requests))]
         state.log.update(model=body.model, stream=bool(body.stream), choices=len(choices))
         if body.user is not None:
-            state.log["user"] = body.user
+            state.log["user"] = body.user[:_LOGGED_USER]
         chunks = _followed([backend.generate(request) for request in requests], choices, state.log)
         if body.stream:
             first = await _first(chunks)
-            events = self._events(body, form, choices, chunks, first, state.request_id)
+            events = self._events(body, form, choices, chunks, first, state)
             return StreamingResponse(events, media_type="text/event-stream", headers=_SSE_HEADERS)
         async with aclosing(chunks):
             async for _ in chunks:
@@ -91,7 +91,7 @@ class Service:
         whole = form.whole(choices, usage_of(choices, body.num_choices))
         return Response(whole.model_dump_json(), media_type="application/json")
 
-    def _requests(self, body: Body, state: State) -> list[GenerateRequest]:
+    def _requests(self, body: GenerationRequest, state: State) -> list[GenerateRequest]:
         prompts = body.prompts()
         if len(prompts) * body.num_choices > self._limits.choices:
             raise InputError(
@@ -109,7 +109,7 @@ class Service:
                 max_new_tokens=max_new_tokens,
                 sampling=replace(sampling, seed=_seed(sampling.seed, index)),
                 arrived_at=state.arrived_at,
-                guesses=body.decoding == "guesses",
+                guesses=body.wants_guesses,
             )
             for prompt in prompts
             for index in range(body.num_choices)
@@ -117,21 +117,24 @@ class Service:
 
     async def _events(
         self,
-        body: Body,
+        body: GenerationRequest,
         form: Format,
         choices: list[Choice],
         chunks: Chunks,
         first: tuple[Choice, Chunk],
-        request_id: str,
+        state: State,
     ) -> AsyncGenerator[str, None]:
-        """Server-sent events; an error behind the first chunk comes as an event and ends them."""
+        """Server-sent events; an error behind the first chunk comes as an event, ends them, and is logged: the status
+        has been sent and says nothing of it."""
         try:
             async with aclosing(chunks):
                 yield _event(form.piece(*first).model_dump_json())
                 async for choice, chunk in chunks:
                     yield _event(form.piece(choice, chunk).model_dump_json())
         except Exception as error:
-            yield _event(json.dumps(self.api_error(error, request_id).body()))
+            told = self.api_error(error, state.request_id)
+            state.log["error"] = told.code or told.kind
+            yield _event(json.dumps(told.body()))
             return
         if body.include_usage:
             yield _event(form.usage_piece(usage_of(choices, body.num_choices)).model_dump_json())

@@ -1,13 +1,12 @@
 """From the commits of an engine to the chunks of a response."""
 
-from itertools import pairwise
-
 from transformers import PreTrainedTokenizerBase
 
-from cllm.decoding.records import Commit, TokenLogprob
+from cllm.decoding.records import Commit, SamplingParams, TokenLogprob
 from cllm.engine.detokenize import StreamDecoder
 from serving.errors import ReplicaFailedError
 from serving.messages import Chunk, Given, ScoredToken
+from serving.pieces import Pieces
 
 
 class Transcript:
@@ -15,25 +14,25 @@ class Transcript:
 
     Args:
         tokenizer: of the model.
-        stop: texts that end the response.
+        sampling: its stop texts end the response, behind its `min_tokens`.
         num_prompt_tokens: for the chunks.
         given: what the client has.
         repeats: the engine decodes the given tokens once more; else it begins behind them.
-        guesses: whether the chunks tell the engine's guesses.
+        guesses: texts of guessed tokens; None: the chunks tell no guesses.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        stop: tuple[str, ...],
+        sampling: SamplingParams,
         num_prompt_tokens: int,
         given: Given,
         *,
         repeats: bool,
-        guesses: bool = False,
+        guesses: Pieces | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer, stop)
+        self._decoder = StreamDecoder(tokenizer, sampling.stop, sampling.min_tokens)
         self._num_prompt_tokens = num_prompt_tokens
         self._repeated = list(given.token_ids) if repeats else []
         self._text_ahead = given.num_characters
@@ -58,7 +57,7 @@ class Transcript:
         if not new_ids and finish_reason is None:
             return None
         scores = self._scores(new_ids, (commit.logprobs or ())[: len(token_ids)])
-        guesses = self._guessed(token_ids, commit.guesses) if self._guesses and finish_reason is None else ()
+        guesses = self._guessed(commit) if finish_reason is None else ()
         return Chunk(tuple(new_ids), new_text, self._num_prompt_tokens, finish_reason, scores, guesses)
 
     def _fresh(self, token_ids: list[int]) -> list[int]:
@@ -78,11 +77,8 @@ class Transcript:
             for token, found in zip(token_ids, recent, strict=True)
         )
 
-    def _guessed(self, token_ids: list[int], guesses: tuple[int, ...]) -> tuple[str, ...]:
-        """What each guess would add to the text. For looking at: characters may come out broken."""
-        known = token_ids[-1:]
-        texts = [str(self._tokenizer.decode([*known, *guesses[:n]])) for n in range(len(guesses) + 1)]
-        return tuple(longer[len(shorter) :] for shorter, longer in pairwise(texts))
+    def _guessed(self, commit: Commit) -> tuple[str, ...]:
+        return () if self._guesses is None else tuple(map(self._guesses.text, commit.guesses))
 
     def _name(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))

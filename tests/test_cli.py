@@ -178,6 +178,9 @@ def test_missing_resources_are_named_at_once() -> None:
     check_resources(recipe, {"CPU": 1.0, "GPU": 4.0})
     with pytest.raises(InputError, match="needs 8 CPUs, the cluster has 2"):
         check_resources(get_recipe("debug").with_overrides(["resources.cpus_per_worker=8"]), {"CPU": 2.0})
+    workers = get_recipe("debug").with_overrides(["resources.workers=2", "resources.cpus_per_worker=2"])
+    with pytest.raises(InputError, match="needs 4 CPUs, the cluster has 2"):
+        check_resources(workers, {"CPU": 2.0})
 
 
 def run_python(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

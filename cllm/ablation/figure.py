@@ -7,41 +7,41 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cllm.ablation.document import AblationDocument, Outcome
 from cllm.ablation.effects import Effect, Effects
-from cllm.ablation.grid import Factor
-from cllm.ablation.results import Ablation, Outcome
+from cllm.ablation.grid import Setting
 
 _POINT, _STUDENT, _CENTRE = "#1f6feb", "#c3cad3", "#6b7684"
 _PANELS: Mapping[Outcome, tuple[str, float]] = {"tpf": ("tokens per forward", 1), "accuracy": ("accuracy, %", 100)}
 _WIDTH, _HEIGHT = 1.7, 2.5  # of a panel, in inches
 
 
-def plot_effects(ablation: Ablation, path: Path) -> None:
+def plot_effects(ablation: AblationDocument, path: Path) -> None:
     """Write an SVG: a column for each factor, a row for each outcome; fitted values with the intervals of their effects
     against the centre's level (dashed; hollow: within noise), and all students in grey. The same results give the same
     bytes."""
-    factors, rows = ablation.grid.factors, ablation.rows
+    factors, rows = ablation.factors, ablation.rows
     size = (1 + _WIDTH * len(factors), _HEIGHT * len(_PANELS))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(_PANELS), len(factors), sharex="col", sharey="row", squeeze=False)
     for line, (outcome, (label, scale)) in zip(grid, _PANELS.items(), strict=True):
-        for axes, factor in zip(line, factors, strict=True):
-            _students(axes, factor, [(row.settings[factor.name], scale * getattr(row, outcome)) for row in rows])
-            _levels(axes, factor, ablation.effects[outcome], scale)
+        for axes, (name, levels) in zip(line, factors.items(), strict=True):
+            _students(axes, levels, [(row.settings[name], scale * getattr(row, outcome)) for row in rows])
+            _levels(axes, name, levels, ablation.effects[outcome], scale)
         line[0].set_ylabel(label)
     for axes, factor in zip(grid[0], factors, strict=True):
-        axes.set_title(factor.name, fontsize="medium")
+        axes.set_title(factor, fontsize="medium")
     with matplotlib.rc_context({"svg.hashsalt": "cllm"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _students(axes: Axes, factor: Factor, points: Sequence[tuple[object, float]]) -> None:
-    places = [factor.values.index(value) for value, _ in points]
+def _students(axes: Axes, levels: Sequence[Setting], points: Sequence[tuple[Setting, float]]) -> None:
+    places = [levels.index(value) for value, _ in points]
     axes.scatter(places, [y for _, y in points], s=9, color=_STUDENT, linewidths=0, zorder=1)
 
 
-def _levels(axes: Axes, factor: Factor, fitted: Effects, scale: float) -> None:
-    mine = [effect for effect in fitted.effects if effect.factor == factor.name]
+def _levels(axes: Axes, factor: str, levels: Sequence[Setting], fitted: Effects, scale: float) -> None:
+    mine = [effect for effect in fitted.effects if effect.factor == factor]
     centre = scale * fitted.centre
     axes.axhline(centre, color=_CENTRE, linewidth=0.8, linestyle="--", zorder=2)
     axes.plot([0], [centre], "o", color=_CENTRE, markersize=4, zorder=3)
@@ -57,8 +57,8 @@ def _levels(axes: Axes, factor: Factor, fitted: Effects, scale: float) -> None:
             capsize=3,
             mfc=_POINT if effect.matters else "white",
         )
-    axes.set_xticks(range(len(factor.levels)), [str(value) for value in factor.values], fontsize="small", rotation=30)
-    axes.set_xlim(-0.5, len(factor.levels) - 0.5)
+    axes.set_xticks(range(len(levels)), [str(value) for value in levels], fontsize="small", rotation=30)
+    axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,14 +7,16 @@ The first level of every factor is the centre. The students are
   factors is changed, with the first seed. This is the fraction I = AB...K of a two-level design: with five factors it
   has 16 runs, and neither a main effect nor an interaction of two factors is confused with another one of these;
 - one at a time: the centre with one factor at another level, once a seed; with the first seed only where the crossing
-  has the level too.
+  has the level too;
+- the table: of two factors all combinations of levels that are not among these, with the first seed.
 
-All of them start at the base run's teacher and share its prompts.
+All of them start at the base run's teacher and share its prompts. Each is decoded with the n of its training; the
+students of the table with other n as well, as the paper does.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 from pydantic import Field, model_validator
 
@@ -62,6 +64,8 @@ class Grid(Config):
     base: RunConfig  # a finished run: its prompts and its teacher, and its trajectories where they fit
     centre: tuple[str, ...] = ()  # overrides of the base's recipe that all students have
     factors: tuple[Factor, ...] = Field(min_length=1)
+    table: tuple[str, str] | None = None  # two factors of which every combination has a student
+    windows: tuple[int, ...] = ()  # block sizes n that the students of the table are decoded with, beside their own
     seeds: tuple[int, ...] = Field((0, 1), min_length=1)  # of training: order of the data, draws of states
     gpus: int = Field(0, ge=0)  # students trained at a time, each on a GPU of its own; 0: on the CPUs of whole machines
 
@@ -75,23 +79,34 @@ class Grid(Config):
             raise ValueError(f"seeds: one of them stands there twice ({', '.join(map(str, self.seeds))})")
         if 0 < crossed < MIN_CROSSED:
             raise ValueError(f"factors: {crossed} are crossed; cross none or at least {MIN_CROSSED}")
+        if self.table is not None and not (set(self.table) <= set(names) and len(set(self.table)) == 2):
+            raise ValueError(f"table: {' × '.join(self.table)}: expected two of the factors {', '.join(names)}")
+        if self.windows and self.table is None:
+            raise ValueError("windows: it is the students of a table that are decoded with them; set table")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """One training to do.
+    """One training to do, and how to decode what comes of it.
 
     Attributes:
         settings: the level's value of every factor.
         recipe: of the base run with the student's overrides.
         overrides: of the base run's recipe.
+        further: whether it is a student once more, decoded with another n than that of its training.
     """
 
     settings: Mapping[str, Setting]
     seed: int
     recipe: Recipe
     overrides: tuple[str, ...]
+    further: bool = False
+
+    @property
+    def window(self) -> int:
+        """The block size n of its decoding."""
+        return self.recipe.evaluate.block_size
 
 
 def students(grid: Grid) -> list[Student]:
@@ -116,6 +131,20 @@ def students(grid: Grid) -> list[Student]:
     return found
 
 
+def decoded_further(grid: Grid, found: Sequence[Student]) -> list[Student]:
+    """The students of the table, of the first seed, with those windows that are not their own."""
+    if grid.table is None:
+        return []
+    centre, free = centre_settings(grid), set(grid.table)
+    mine = [
+        student
+        for student in found
+        if student.seed == grid.seeds[0]
+        and all(value == centre[name] for name, value in student.settings.items() if name not in free)
+    ]
+    return [_with_window(student, window) for student in mine for window in grid.windows if window != student.window]
+
+
 def centre_settings(grid: Grid) -> dict[str, Setting]:
     """The first level of every factor."""
     return {factor.name: factor.values[0] for factor in grid.factors}
@@ -138,6 +167,23 @@ def _design(grid: Grid) -> Iterator[tuple[dict[str, int], int]]:
         for index in range(1, len(factor.levels)):
             seeds = grid.seeds[:1] if factor.crossed and index == 1 else grid.seeds
             yield from (({factor.name: index}, seed) for seed in seeds)
+    yield from ((changed, grid.seeds[0]) for changed in _combinations(grid))
+
+
+def _combinations(grid: Grid) -> Iterator[dict[str, int]]:
+    """Those of the table that have no student yet."""
+    if grid.table is None:
+        return
+    one, other = (next(factor for factor in grid.factors if factor.name == name) for name in grid.table)
+    for i, j in product(range(1, len(one.levels)), range(1, len(other.levels))):
+        if not (one.crossed and other.crossed and i == j == 1):
+            yield {one.name: i, other.name: j}
+
+
+def _with_window(student: Student, window: int) -> Student:
+    override = f"evaluate.block_size={window}"
+    recipe = student.recipe.with_overrides([override])
+    return replace(student, recipe=recipe, overrides=(*student.overrides, override), further=True)
 
 
 def _student(grid: Grid, base: Recipe, changed: Mapping[str, int], seed: int) -> Student:

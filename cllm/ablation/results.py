@@ -1,56 +1,31 @@
-"""The document of an ablation: a row for each student, and the main effects of all factors.
-
-`ablation.json` is plain data: {schema_version, provenance, grid, base, factors, rows, effects, missing}.
-"""
+"""The folders of finished cells -> the document of an ablation."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from cllm.ablation.cell import Figures
+from cllm.ablation.document import AblationDocument, Base, Outcome, StudentRow
 from cllm.ablation.effects import Effects, main_effects
-from cllm.ablation.grid import Grid, Setting, Student, centre_settings
-from cllm.artifacts import write_atomic
-from cllm.config import Config
+from cllm.ablation.grid import Grid, Student, centre_settings, students
+from cllm.artifacts import read_manifest
 from cllm.evaluation.metrics import accuracy
-from cllm.evaluation.results import without_folders
 
-SCHEMA_VERSION = 1
-RESULTS_NAME = "ablation.json"
+KIND = "ablation-cell"
 FIGURES_NAME = "figures.json"
-Outcome = Literal["tpf", "speedup", "accuracy", "reference_perplexity"]
 RATIOS: Mapping[Outcome, bool] = {"tpf": False, "speedup": False, "accuracy": False, "reference_perplexity": True}
 
 
-class Row(Config):
-    """A student that was trained and measured; figures as in `cllm.ablation.cell.Figures`."""
-
-    settings: Mapping[str, Setting]
-    seed: int
-    key: str
-    tpf: float
-    speedup: float  # median over the repeats
-    speedup_low: float
-    speedup_high: float
-    accuracy: float  # with its 95% interval
-    accuracy_low: float
-    accuracy_high: float
-    reference_perplexity: float | None
-    mean_response_tokens: float
-    train_seconds: float
-    train_tokens: int
-    overrides: tuple[str, ...]  # of the base run's recipe
-
-
-def make_row(student: Student, key: str, figures: Figures) -> Row:
+def make_row(student: Student, key: str, figures: Figures, *, source: int = 0) -> StudentRow:
     score = accuracy(figures.scores)
-    return Row(
+    return StudentRow(
         settings=student.settings,
         seed=student.seed,
+        window=student.window,
         key=key,
+        source=source,
         tpf=figures.tpf,
         speedup=median(figures.speedups),
         speedup_low=min(figures.speedups),
@@ -72,33 +47,46 @@ def read_figures(folder: Path) -> Figures:
     return Figures.from_data(json.loads(path.read_text()), where=str(path))
 
 
-@dataclass(frozen=True, slots=True)
-class Ablation:
-    """All that is known about a grid's students.
+def gather(
+    grid: Grid, finished: Sequence[tuple[Student, Path]], missing: Sequence[str], provenance: Mapping[str, Any]
+) -> AblationDocument:
+    """What the folders of finished cells hold; at least one of a student that was decoded with its own n.
 
-    Attributes:
-        effects: by outcome; empty while students are missing.
-        missing: students that could not be made, and why.
-        metric: what accuracy is, over `num_prompts` prompts.
+    Args:
+        missing: what could not be made, and why.
+        provenance: of this job; the students bring their own.
     """
+    found = [(student, folder, read_figures(folder)) for student, folder in finished]
+    origins = [_origin(folder) for _, folder in finished]
+    sources = [source for index, source in enumerate(origins) if source not in origins[:index]]
+    rows = [
+        (student, make_row(student, folder.name, figures, source=sources.index(origin)))
+        for (student, folder, figures), origin in zip(found, origins, strict=True)
+    ]
+    own = tuple(row for student, row in rows if not student.further)
+    figures = found[0][2]
+    base = Base(
+        recipe=grid.base.recipe,
+        overrides=grid.base.overrides,
+        centre=grid.centre,
+        settings=centre_settings(grid),
+        metric=figures.metric,
+        num_prompts=len(figures.scores),
+    )
+    return AblationDocument(
+        provenance=provenance,
+        sources=tuple(sources),
+        grid=grid.name,
+        base=base,
+        factors={factor.name: factor.values for factor in grid.factors},
+        rows=own,
+        decoded=tuple(row for student, row in rows if student.further),
+        effects=effects_of(own, grid) if len(own) == len(students(grid)) else {},
+        missing=tuple(missing),
+    )
 
-    grid: Grid
-    rows: tuple[Row, ...]
-    effects: Mapping[Outcome, Effects]
-    missing: tuple[str, ...]
-    metric: str
-    num_prompts: int
 
-
-def gather(grid: Grid, finished: Sequence[tuple[Student, Path]], missing: Sequence[str]) -> Ablation:
-    """What the folders of finished cells hold; at least one."""
-    figures = [read_figures(folder) for _, folder in finished]
-    rows = tuple(make_row(student, folder.name, f) for (student, folder), f in zip(finished, figures, strict=True))
-    effects = {} if missing else effects_of(rows, grid)
-    return Ablation(grid, rows, effects, tuple(missing), figures[0].metric, len(figures[0].scores))
-
-
-def effects_of(rows: Sequence[Row], grid: Grid) -> dict[Outcome, Effects]:
+def effects_of(rows: Sequence[StudentRow], grid: Grid) -> dict[Outcome, Effects]:
     """Main effects on every outcome that all rows have. The rows must be those of a whole grid."""
     levels = {factor.name: factor.values for factor in grid.factors}
     found: dict[Outcome, Effects] = {}
@@ -109,25 +97,7 @@ def effects_of(rows: Sequence[Row], grid: Grid) -> dict[Outcome, Effects]:
     return found
 
 
-def write_document(folder: Path, ablation: Ablation, provenance: Mapping[str, Any]) -> None:
-    """Write `ablation.json`. It is published, so it names no folders."""
-    grid = ablation.grid
-    base = {
-        "recipe": grid.base.recipe,
-        "overrides": list(grid.base.overrides),
-        "centre": list(grid.centre),
-        "settings": centre_settings(grid),
-        "metric": ablation.metric,
-        "num_prompts": ablation.num_prompts,
-    }
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "provenance": dict(provenance),
-        "grid": grid.name,
-        "base": base,
-        "factors": {factor.name: list(factor.values) for factor in grid.factors},
-        "rows": [row.model_dump(mode="json") for row in ablation.rows],
-        "effects": {outcome: asdict(found) for outcome, found in ablation.effects.items()},
-        "missing": list(ablation.missing),
-    }
-    write_atomic(folder / RESULTS_NAME, json.dumps(without_folders(document), indent=1, allow_nan=False))
+def _origin(folder: Path) -> dict[str, Any]:
+    """What made a cell; its time would tell every one from the others."""
+    provenance = read_manifest(folder, KIND).provenance
+    return {name: value for name, value in provenance.items() if name != "time"}

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from cllm.evaluation.subject import Subject, prompt_tokenizer
 from cllm.evaluation.timing import time_methods
 from cllm.layout import RunLayout
 from cllm.models import eos_token_ids, load_model, pad_token_id, resolve_dtype
-from cllm.recipe import Recipe
+from cllm.recipe import EvaluateConfig, Recipe
 from cllm.tasks.prompts import draw_prompts
 from cllm.tasks.registry import load_task
 from cllm.training.checkpoint import full_model_state
@@ -26,12 +27,15 @@ from cllm.training.session import distill_session
 from cllm.training.worker import Worker
 
 
-def make_student(recipe: Recipe, seed: int, device: torch.device) -> Figures:
-    """Distil the recipe's teacher and measure the student, which is then thrown away.
+def make_student(
+    recipe: Recipe, seed: int, evaluations: Sequence[EvaluateConfig], device: torch.device
+) -> list[Figures]:
+    """Distil the recipe's teacher and measure the student in several ways; then it is thrown away.
 
     Args:
         recipe: its output holds prompts, teacher and trajectories (`cllm.ablation.data.placed`).
         seed: of training.
+        evaluations: in the place of the recipe's own, one for each of the figures.
 
     Raises:
         InputError: data or teacher that cannot be used.
@@ -41,7 +45,8 @@ def make_student(recipe: Recipe, seed: int, device: torch.device) -> Figures:
         seconds, tokens = train_student(recipe, seed, Path(folder), device)
         release(device)
         subject = load_student(recipe, Path(folder), device)
-    figures = measure_student(recipe, subject, seconds, tokens)
+    recipes = [recipe.model_copy(update={"evaluate": evaluation}) for evaluation in evaluations]
+    figures = [measure_student(recipe, subject, seconds, tokens) for recipe in recipes]
     del subject
     release(device)
     return figures

@@ -7,8 +7,15 @@ two nearly equal logits may fall the other way.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cllm.decoding.records import DecodeRequest, DecodeResult, SamplingParams
+import torch
+
+from cllm.bench.engine_subject import EngineSubject, OpenedModel
+from cllm.decoding.records import DecodeRequest, DecodeResult, Refill, SamplingParams
+from cllm.engine.config import EngineConfig
 from cllm.engine.engine import Engine
+from cllm.engine.load import build_engine
+
+_ROWS = 64  # decoded together
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,27 @@ class Agreement:
             "largest_margin_nats": round(ordered[-1], 5) if ordered else None,
             "median_margin_nats": round(ordered[len(ordered) // 2], 5) if ordered else None,
         }
+
+
+def measure_agreement(
+    subject: EngineSubject, n: int, dtype: torch.dtype, device: torch.device
+) -> list[dict[str, object]]:
+    """Greedy Jacobi decoding with windows of n against AR on the subject's requests, a document for each refill."""
+    opened = subject.open(dtype, device)
+    requests = subject.requests(opened.model.shape.vocab_size)
+    judge = _engine(opened, requests, 1, "sliding")
+    expected = judge.generate(requests)
+    documents: list[dict[str, object]] = []
+    for refill in ("sliding", "block"):
+        agreement = compare(judge, requests, expected, _engine(opened, requests, n, refill).generate(requests))
+        documents.append({"dtype": str(dtype), "refill": refill, "n": n} | agreement.document())
+    return documents
+
+
+def _engine(opened: OpenedModel, requests: Sequence[DecodeRequest], n: int, refill: Refill) -> Engine:
+    longest = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
+    config = EngineConfig(window=n, refill=refill, guess="pad", max_rows=min(len(requests), _ROWS), max_tokens=longest)
+    return build_engine(opened.model, config, eos_ids=opened.eos_ids, pad_id=opened.pad_id)
 
 
 def compare(

@@ -14,7 +14,7 @@ _COPY_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 
 def copy_bandwidth(device: torch.device, repeats: int = 5) -> float:
     """Bytes a second of a large copy within the device, counting those read and those written; the fastest repeat."""
-    size = _COPY_BYTES[device.type]
+    size = _copy_bytes(device)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = 0.0
@@ -25,6 +25,14 @@ def copy_bandwidth(device: torch.device, repeats: int = 5) -> float:
             torch.cuda.synchronize(device)
         best = max(best, 2 * size / (time.perf_counter() - start))
     return best
+
+
+def _copy_bytes(device: torch.device) -> int:
+    """A size that caches do not help with, and that leaves a half of a GPU's free memory alone."""
+    if device.type != "cuda":
+        return _COPY_BYTES[device.type]
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_COPY_BYTES[device.type], free // 4)
 
 
 def weight_bytes(model: DecoderModel) -> int:

@@ -7,17 +7,18 @@ from itertools import islice
 from statistics import median
 from typing import Protocol
 
+from cllm.decoding.backend import Backend
 from cllm.decoding.records import Commit, DecodeRequest
 
 
-class Decoder(Protocol):
-    """What serves requests. Our engine is one as it is, and so is `cllm.vllm.llm.VllmBackend`."""
+class Watcher(Protocol):
+    """Notes what happens to each request of a closed loop; times are those of its clock, in seconds."""
 
-    def add(self, request: DecodeRequest) -> int:
-        """Queue a request; its key."""
+    def added(self, key: int, time: float) -> None:
+        """A request is about to be served."""
 
-    def step(self) -> Sequence[Commit]:
-        """Decode on; what was committed, one entry a request and forward pass, `row` being the request's key."""
+    def committed(self, commit: Commit, time: float) -> None:
+        """A step gave a request these tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,11 @@ class Load:
 
 
 def closed_loop(
-    decoder: Decoder,
+    backend: Backend,
     requests: Sequence[DecodeRequest],
     concurrency: int,
     clock: Callable[[], float] = time.perf_counter,
+    watcher: Watcher | None = None,
 ) -> Load:
     """Serve all requests, at most `concurrency` at a time."""
     waiting = iter(requests)
@@ -58,12 +60,18 @@ def closed_loop(
     start = last = clock()
     while True:
         for request in islice(waiting, concurrency - in_flight):
-            decoder.add(request)
+            began = clock()
+            key = backend.add(request)
             in_flight += 1
+            if watcher is not None:
+                watcher.added(key, began)
         if in_flight == 0:
             break
-        commits = decoder.step()
+        commits = backend.step()
         now = clock()
+        if watcher is not None:
+            for commit in commits:
+                watcher.committed(commit, now)
         if commits:
             if len(commits) == concurrency:
                 step_times.append(now - last)

@@ -5,17 +5,19 @@ repeat of one over the fastest of the other, and the reverse. Scores are compare
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from cllm.bench.matrix import Cell, LoadConfig
-from cllm.bench.matrix_results import CellRecord, CellResult
 from cllm.bench.methods import VllmMethod
+from cllm.bench.result import CellRecord, CellResult
 from cllm.config import digest
 from cllm.evaluation.metrics import Estimate, accuracy, paired_difference
 from cllm.evaluation.subject import SUBJECTS, SubjectName
 
+_Asked = tuple[str, str, str, str, int, str]
 _KINDS = ("ar", "jacobi", "lookahead", "transformers", "vllm")
 
 
@@ -35,9 +37,11 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A finished cell and what it is compared with; None where the other cell is not there.
+    """A finished and timed cell and what it is compared with; None where the other cell is not there.
 
     Attributes:
+        group: rows of one group answer the same prompts in the same way on the same device.
+        provenance: where the cell is from: commit, versions, hardware, command, time.
         accuracy: with its 95% interval; None where nothing was scored.
         tokens_per_s: median, slowest and fastest repeat.
         joules: for a new token; median, lowest and highest repeat.
@@ -52,6 +56,8 @@ class Row:
 
     cell: Cell
     result: CellResult
+    group: str
+    provenance: Mapping[str, Any]
     accuracy: Estimate | None
     tokens_per_s: Estimate
     joules: Estimate | None
@@ -69,27 +75,39 @@ class Row:
         difference = self.minus_teacher
         return difference is not None and not difference.low <= 0 <= difference.high
 
-    @property
-    def group(self) -> str:
-        """Rows of one group answer the same prompts in the same way on the same device."""
-        platform, load = self.cell.platform, self.cell.load
-        threads = f", {threads_text(platform.threads)}" if platform.threads else ""
-        sampling = f", {sampling_text(load)}" if load.temperature else ""
-        return f"{self.cell.run}, {self.cell.task}, {platform.device}{threads}{sampling}"
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A finished cell that was not timed (`LoadConfig.repeats` 0). Its fields are those of `Row`."""
+
+    cell: Cell
+    result: CellResult
+    group: str
+    provenance: Mapping[str, Any]
+    accuracy: Estimate | None
+    identical: float | None
+    minus_teacher: Estimate | None
 
 
 def compare(records: Sequence[CellRecord]) -> list[Row]:
-    """A row for every finished record but superseded ones: by run, task, device, model, load and method."""
-    finished = [(record.cell, record.result) for record in newest(records) if record.result is not None]
-    baselines = _Baselines(finished)
-    return [_row(cell, result, baselines) for cell, result in sorted(finished, key=lambda pair: _place(pair[0]))]
+    """A row for every timed record but superseded ones: by run, task, device, load, model, concurrency and method."""
+    finished = _finished(records, timed=True)
+    baselines, groups = _Baselines(finished), _groups([record.cell for record in finished])
+    return [_row(record, baselines, groups[_asked(record.cell)]) for record in finished]
+
+
+def answered(records: Sequence[CellRecord]) -> list[Answered]:
+    """The same of the records that were not timed; they are compared among themselves."""
+    finished = _finished(records, timed=False)
+    baselines, groups = _Baselines(finished), _groups([record.cell for record in finished])
+    return [_answered(record, baselines, groups[_asked(record.cell)]) for record in finished]
 
 
 def newest(records: Sequence[CellRecord]) -> list[CellRecord]:
     """The finished records, without those that a later measurement replaces.
 
-    A folder keeps the cells of weights, prompts, loads and versions that are no longer the run's. Beside the new ones
-    they would look like the same measurement with another outcome.
+    A folder keeps the cells of weights, prompts, scorers and versions that are no longer the run's. Beside the new ones
+    they would look like the same measurement with another outcome. Another load is another measurement.
     """
     in_time = sorted((record for record in records if record.result is not None), key=_time)
     current = {_subject(record.cell): _state(record.cell) for record in in_time}
@@ -125,43 +143,78 @@ def _time(record: CellRecord) -> str:
 
 def _subject(cell: Cell) -> tuple[object, ...]:
     """What measurements of one model have in common, whenever they were made."""
-    return *_where(cell), cell.model, cell.load.temperature, cell.load.top_p
+    return *_asked(cell), cell.model
 
 
 def _state(cell: Cell) -> tuple[str, ...]:
-    return cell.weights, cell.data, cell.precision, _load(cell)
+    return cell.weights, cell.data, cell.scorer, cell.tokenizer, cell.precision
 
 
 def _measured(cell: Cell) -> tuple[object, ...]:
     return *_subject(cell), cell.method.label, cell.concurrency, cell.seed
 
 
-def _where(cell: Cell) -> tuple[str, str, str, int]:
-    return cell.run, cell.task, cell.platform.device, cell.platform.threads
+def _asked(cell: Cell) -> _Asked:
+    """Whom, what, where and how much."""
+    load = digest(cell.load.model_dump(mode="json"))
+    return cell.run, cell.task, cell.test, cell.platform.device, cell.platform.threads, load
 
 
-def _load(cell: Cell) -> str:
-    return digest(cell.load.model_dump(mode="json"))
+def _finished(records: Sequence[CellRecord], *, timed: bool) -> list[CellRecord]:
+    kept = [record for record in newest(records) if record.result and bool(record.result.tokens_per_s) == timed]
+    return sorted(kept, key=lambda record: _place(record.cell))
+
+
+def _groups(cells: Sequence[Cell]) -> dict[_Asked, str]:
+    """Names of what cells are asked, as long as it takes to tell them apart."""
+    first = {_asked(cell): cell for cell in cells}
+    names = {asked: _group_name(cell) for asked, cell in first.items()}
+    for more in (_test_text, _load_text):
+        known = list(names.values())
+        names = {asked: name + more(first[asked]) * (known.count(name) > 1) for asked, name in names.items()}
+    return names
+
+
+def _group_name(cell: Cell) -> str:
+    platform = cell.platform
+    threads = f", {threads_text(platform.threads)}" if platform.threads else ""
+    sampling = f", {sampling_text(cell.load)}" if cell.load.temperature else ""
+    return f"{cell.run}, {cell.task}, {platform.device}{threads}{sampling}"
+
+
+def _test_text(cell: Cell) -> str:
+    return ", another test set" if cell.test else ""
+
+
+def _load_text(cell: Cell) -> str:
+    load = cell.load
+    timed = f", {load.speed_prompts} of them {load.repeats} times" if load.timed else ""
+    return f", {load.num_prompts} prompts{timed}, at most {load.max_new_tokens} new tokens"
 
 
 class _Baselines:
     """Results by what a comparison needs to be the same."""
 
-    def __init__(self, finished: Sequence[tuple[Cell, CellResult]]) -> None:
-        self._results = {self._name(cell, cell.model, _baseline_name(cell)): result for cell, result in finished}
+    def __init__(self, finished: Sequence[CellRecord]) -> None:
+        self._results = {
+            self._name(record.cell, record.cell.model, _baseline_name(record.cell)): record.result
+            for record in finished
+        }
 
     def find(self, cell: Cell, name: str, model: SubjectName | None = None) -> CellResult | None:
         return self._results.get(self._name(cell, model or cell.model, name))
 
     @staticmethod
     def _name(cell: Cell, model: SubjectName, name: str) -> tuple[object, ...]:
-        return *_where(cell), cell.data, cell.precision, _load(cell), cell.seed, cell.concurrency, model, name
+        same = cell.data, cell.scorer, cell.precision, cell.seed, cell.concurrency
+        return *_asked(cell), *same, model, name
 
 
 def _place(cell: Cell) -> tuple[object, ...]:
     kind = _KINDS.index(cell.method.kind)
     order = SUBJECTS.index(cell.model), cell.concurrency, kind, cell.method.label, cell.seed
-    return *_where(cell), cell.load.temperature, cell.load.top_p, *order
+    run, task, test, device, threads, load = _asked(cell)
+    return run, task, test, device, threads, cell.load.temperature, cell.load.top_p, load, *order
 
 
 def _baseline_name(cell: Cell) -> str:
@@ -171,15 +224,17 @@ def _baseline_name(cell: Cell) -> str:
     return cell.method.kind if cell.method.kind in ("ar", "transformers") else cell.key
 
 
-def _row(cell: Cell, result: CellResult, baselines: _Baselines) -> Row:
-    ar = baselines.find(cell, "ar")
-    vllm, generate = baselines.find(cell, "vllm"), baselines.find(cell, "transformers")
-    teacher = baselines.find(cell, "ar", "teacher")
+def _row(record: CellRecord, baselines: _Baselines, group: str) -> Row:
+    cell, result = record.cell, record.result
+    assert result is not None
+    ar, vllm, generate = (baselines.find(cell, name) for name in ("ar", "vllm", "transformers"))
     same_engine = vllm if cell.engine == "vllm" else ar
     speed = _middle(result.tokens_per_s)
     return Row(
         cell=cell,
         result=result,
+        group=group,
+        provenance=record.provenance,
         accuracy=accuracy(result.scores) if result.scores else None,
         tokens_per_s=speed,
         joules=_middle(result.energy_j) if result.energy_j else None,
@@ -188,8 +243,22 @@ def _row(cell: Cell, result: CellResult, baselines: _Baselines) -> Row:
         over_transformers=_over(result, generate),
         joules_over_ar=_energy_over(result, same_engine),
         identical=_identical(result, ar),
-        minus_teacher=_minus(result, teacher),
+        minus_teacher=_minus(result, baselines.find(cell, "ar", "teacher")),
         floor_share=speed.mean * result.floor_ms / 1000 / cell.concurrency,
+    )
+
+
+def _answered(record: CellRecord, baselines: _Baselines, group: str) -> Answered:
+    cell, result = record.cell, record.result
+    assert result is not None
+    return Answered(
+        cell=cell,
+        result=result,
+        group=group,
+        provenance=record.provenance,
+        accuracy=accuracy(result.scores) if result.scores else None,
+        identical=_identical(result, baselines.find(cell, "ar")),
+        minus_teacher=_minus(result, baselines.find(cell, "ar", "teacher")),
     )
 
 

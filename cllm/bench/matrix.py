@@ -1,9 +1,12 @@
 """The benchmark matrix: a strict recipe, and the cells that it stands for.
 
 A cell is one measurement: a model of a run answers the run's test prompts, or those of another test set, by one method,
-with so many requests in flight. Its key is a hash of all that decides the outcome: prompts, weights, method, load,
-device and versions. So a cell that was measured need not be measured again, and results of several machines can lie in
-one folder. `cllm.bench.plan` makes the cells.
+with so many requests in flight. Its key is a hash of what decides the outcome: prompts, scorer with its databases and
+tests, tokenizer, weights, method, load, device and versions of other people's packages. So a cell that was measured
+need not be measured again, and results of several machines can lie in one folder. `cllm.bench.plan` makes the cells.
+
+This project's own code is not in the key: any commit would make all cells new, and a working tree with changes has no
+name. Every record says which commit measured it; to measure again, remove its file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ from functools import cached_property
 import torch
 from pydantic import Field, model_validator
 
-from cllm.bench.methods import EngineName, MethodConfig, engine_of
+from cllm.bench.methods import EngineName, MethodConfig, engine_of, gpus_of
 from cllm.config import Config
 from cllm.evaluation.corpora import CorpusConfig
 from cllm.evaluation.subject import SubjectName
@@ -24,6 +27,7 @@ from cllm.recipes import get_recipe
 from cllm.tasks.registry import TaskConfig
 
 RunKey = tuple[str, str]  # a run's name, and its test set's or ""
+Group = tuple[str, str, bool, int]  # run, model, whether vLLM loads it, and on how many GPUs
 
 
 class RunConfig(Config):
@@ -34,6 +38,10 @@ class RunConfig(Config):
     name: str = ""  # in tables; "": the recipe's
     test: TaskConfig | None = None  # another test set, e.g. HumanEval for a run on CodeSearchNet; None: the run's own
     max_prompt_tokens: int | None = Field(None, ge=1)  # of that test set; None: as the run's own prompts
+    # Of this entry alone; None: as the matrix's load says, and where that is silent `cllm.bench.loads`.
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _a_limit_is_a_test_sets(self) -> "RunConfig":
@@ -60,10 +68,20 @@ class LoadConfig(Config):
 
     num_prompts: int = Field(200, ge=1)  # answered once and scored: accuracy, tokens a forward, equality with AR
     speed_prompts: int = Field(64, ge=1)  # of these, served again in each timed repeat
-    repeats: int = Field(3, ge=3)
-    max_new_tokens: int | None = Field(None, ge=1)  # None: as the run's evaluation
+    repeats: int = Field(3, ge=0)  # 0: nothing is timed, so cells may share a GPU
+    max_new_tokens: int | None = Field(None, ge=1)  # None: as the test set's makers, or the run's evaluation
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _spread_is_known(self) -> "LoadConfig":
+        if 0 < self.repeats < 3:
+            raise ValueError(f"repeats={self.repeats}: a median and its spread take 3; 0 times nothing")
+        return self
+
+    @property
+    def timed(self) -> bool:
+        return self.repeats > 0
 
 
 class Crowd(Config):
@@ -86,8 +104,11 @@ class MatrixRecipe(Config):
     corpora: tuple[CorpusConfig, ...] = ()  # that AR cells with one request in flight measure perplexity on
     seeds: tuple[int, ...] = Field((0,), min_length=1)  # of guesses, and of the noise of sampling
     load: LoadConfig = LoadConfig()
-    gpus: int = Field(0, ge=0)  # cells measured at a time, each with a GPU of its own; 0: on the CPUs of whole machines
+    gpus: int = Field(0, ge=0)  # to spread cells over, each with GPUs of its own; 0: on the CPUs of whole machines
+    # Of a GPU for a cell, where nothing is timed. vLLM's memory_fraction must then leave room for the other cells.
+    gpu_share: float = Field(1.0, gt=0, le=1)
     threads: int = Field(2, ge=1)  # of a cell on a CPU
+    cell_minutes: float = Field(60.0, gt=0)  # after which a cell's worker is ended and the cell counts as failed
 
     @model_validator(mode="after")
     def _cells_are_distinct(self) -> "MatrixRecipe":
@@ -108,6 +129,12 @@ class MatrixRecipe(Config):
         unknown = [label for crowd in self.crowds for label in crowd.methods if label not in labels]
         if unknown:
             raise ValueError(f"crowds: no method {unknown[0]!r}; there are {', '.join(labels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _timing_is_undisturbed(self) -> "MatrixRecipe":
+        if self.gpu_share < 1 and self.load.timed:
+            raise ValueError(f"gpu_share={self.gpu_share:g}: timed cells share no GPU; set load.repeats=0")
         return self
 
     @model_validator(mode="after")
@@ -168,11 +195,14 @@ class Cell(Config):
     task: str
     test: str = ""  # the task's name again where it is another test set than the run's own
     data: str  # hash of the prompts and their references
+    scorer: str = ""  # hash of the task's settings and of what it scores with; "": measured before this was kept
+    tokenizer: str = ""  # hash of the tokenizer, its template, and the tokens that pad and end; "": as above
     corpora: tuple[Corpus, ...] = ()
     model: SubjectName
     weights: str  # hash of the checkpoint
     method: MethodConfig
-    draft: str | None = None  # hash of the method's draft model or heads
+    draft: str | None = None  # hash of the method's draft model or heads, and of a model that comes with them
+    own_model: bool = False  # the heads were trained with a model (Medusa-2), which decodes in the teacher's place
     concurrency: int
     seed: int
     load: LoadConfig
@@ -199,13 +229,13 @@ class Cell(Config):
         return f"{self.run}{test} {self.model} {self.method.label} c={self.concurrency}{seed}"
 
     @property
-    def group(self) -> tuple[str, str, bool]:
+    def group(self) -> Group:
         """Cells of one group share a model in memory; vLLM loads its own."""
-        return self.run, self.model, self.engine == "vllm"
+        return self.run, self.model, self.engine == "vllm", gpus_of(self.method)
 
 
 class Obstacle(Config):
-    """Cells that cannot run, and why. A field that is None stands for all."""
+    """Cells that cannot run, or a part of what they are asked, and why. A field that is None stands for all."""
 
     run: str
     test: str = ""  # as a cell's

@@ -9,48 +9,33 @@ repeats ask the same prompts again, those of the second turns included, and the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from cllm.bench.bandwidth import copy_bandwidth, weight_bytes_of
-from cllm.bench.closed_loop import Decoder
-from cllm.bench.energy import EnergyCounter, energy_counter
-from cllm.bench.engines import memory_in_use
-from cllm.bench.facts import corpus_perplexities, reference_perplexity, trajectory_counts
+from cllm.bench.drafts import Placed, placed
+from cllm.bench.energy import energy_counter
+from cllm.bench.engines import memory_in_use, release
+from cllm.bench.facts import FactFinder, Facts
 from cllm.bench.matrix import Cell
-from cllm.bench.methods import JacobiMethod, Room
+from cllm.bench.memory import memory_needed
+from cllm.bench.methods import Room, gpus_of
 from cllm.bench.parameters import model_parameters, trained_parameters
 from cllm.bench.prompts import Run, categories, draw_questions, longest_request, second_turns
-from cllm.bench.served import Served, percentile, serve
+from cllm.bench.requests import requests_of
+from cllm.bench.result import CellResult, EngineFacts
+from cllm.bench.served import Served, serve
 from cllm.bench.shelf import Shelf
+from cllm.bench.timing import Speeds, time_repeats
 from cllm.config import digest
-from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.backend import Backend
 from cllm.evaluation.outputs import response_text
-from cllm.evaluation.subject import SubjectName, checkpoint, prompt_tokenizer
+from cllm.evaluation.subject import checkpoint, prompt_tokenizer
 from cllm.models import default_device, eos_token_ids, load_generation_config, resolve_dtype
-from cllm.recipe import Recipe
 from cllm.tasks.base import JUDGED
 from cllm.tasks.prompts import Prompt, second_turn_id
 from cllm.tasks.registry import load_task
-
-Passes = list[list[DecodeRequest]]
-
-
-def requests_of(cell: Cell, prompts: Sequence[Prompt]) -> list[DecodeRequest]:
-    """The cell's requests. Their seeds depend on prompt and cell's seed alone, so methods meet the same noise."""
-    load = cell.load
-    assert load.max_new_tokens is not None
-    return [
-        DecodeRequest(
-            prompt.prompt_ids,
-            load.max_new_tokens,
-            SamplingParams(temperature=load.temperature, top_p=load.top_p, seed=int(prompt.prompt_id, 16) + cell.seed),
-        )
-        for prompt in prompts
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +63,32 @@ class _Asked:
         return [part for part in (first, second) if part]
 
 
-class Workbench:
-    """Measures cells one after the other; model and decoder stay for the next cell that can use them."""
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What a cell's result says of the machine and of what served it."""
 
-    def __init__(self) -> None:
+    floor_ms: float
+    device_memory_gib: float | None
+    engine: EngineFacts
+
+
+class Workbench:
+    """Measures cells one after the other; model and decoder stay for the next cell that can use them.
+
+    Args:
+        bandwidth: bytes a second that a device copies. It is asked while no decoder is open, for it takes memory.
+    """
+
+    def __init__(self, bandwidth: Callable[[torch.device], float] = copy_bandwidth) -> None:
         self.device = default_device()
         self.shelf = Shelf(self.device)
+        self._facts = FactFinder(self.shelf)
+        self._measure_bandwidth = bandwidth
         self._bandwidth: float | None = None
         self._prompts: tuple[tuple[object, ...], tuple[Prompt, ...]] | None = None
-        self._facts: dict[tuple[object, ...], Any] = {}
 
-    def measure(self, cell: Cell, run: Run) -> dict[str, Any]:
-        """The figures of a cell, plain data.
+    def measure(self, cell: Cell, run: Run) -> CellResult:
+        """The figures of a cell.
 
         Raises:
             InputError: the model cannot be loaded or cannot keep the cell's settings.
@@ -97,20 +96,16 @@ class Workbench:
         prompts = self._drawn(cell, run)
         assert cell.load.max_new_tokens is not None
         room = Room(cell.concurrency, longest_request(run, prompts, cell.load.max_new_tokens))
-        facts = self._facts_of(cell, run, prompts, room)
+        facts = self._facts.find(cell, run, prompts, room)
+        found = placed(cell.method, run.recipe, cell.model)
+        floor_ms = self._floor_ms(cell, found) if cell.load.timed else 0.0
         decoder = self.shelf.decoder(cell, run, room)
+        before = decoder.stats()
         asked = self._ask(decoder, cell, run, prompts, room)
-        timed = [requests_of(cell, part) for part in asked.first(cell.load.speed_prompts)]
-        return {
-            **facts,
-            "parameters": model_parameters(cell.model, run.recipe),
-            "trained_parameters": trained_parameters(cell.method, cell.model, run.recipe),
-            **_speeds(decoder, timed, cell, energy_counter(self.device)),
-            "tpf": asked.served.load.tokens_per_forward,
-            "memory_gib": memory_in_use(self.device),
-            "floor_ms": 1000 * self._weight_bytes(cell.model, run.recipe) / self._copy_bandwidth(),
-            **_quality(asked, run),
-        }
+        speeds = self._time(decoder, cell, asked)
+        machine = _Machine(floor_ms, memory_in_use(self.device), EngineFacts.of(decoder.stats().since(before)))
+        needed = memory_needed(found, room, self._dtype(cell))
+        return _result(cell, run, asked, facts, speeds, machine, needed)
 
     def close(self) -> None:
         """Give all memory back, that of vLLM's processes included."""
@@ -122,34 +117,7 @@ class Workbench:
             self._prompts = key, draw_questions(run, cell.load.num_prompts).prompts
         return self._prompts[1]
 
-    def _facts_of(self, cell: Cell, run: Run, prompts: Sequence[Prompt], room: Room) -> dict[str, Any]:
-        """What does not depend on the number of requests, found once, and before a decoder takes the memory."""
-        method = cell.method
-        subject = partial(self.shelf.subject, cell, run)
-        facts: dict[str, Any] = {}
-        if isinstance(method, JacobiMethod) and method.is_paper:
-            requests = requests_of(cell, prompts)
-            facts |= self._once(
-                ("trajectories", cell.group, cell.data, cell.load, cell.seed, method),
-                lambda: trajectory_counts(method, subject(), requests, room),
-            )
-        if method.kind == "ar":
-            facts["reference_perplexity"] = self._once(
-                ("references", cell.group, cell.data), lambda: reference_perplexity(subject(), prompts)
-            )
-        if cell.corpora:
-            facts |= self._once(
-                ("corpora", cell.group, cell.corpora), lambda: corpus_perplexities(subject(), cell, run)
-            )
-        return facts
-
-    def _once(self, key: tuple[object, ...], find: Callable[[], Any]) -> Any:
-        if key not in self._facts:
-            self.shelf.close_decoder()
-            self._facts[key] = find()
-        return self._facts[key]
-
-    def _ask(self, decoder: Decoder, cell: Cell, run: Run, prompts: Sequence[Prompt], room: Room) -> _Asked:
+    def _ask(self, decoder: Backend, cell: Cell, run: Run, prompts: Sequence[Prompt], room: Room) -> _Asked:
         tokenizer = prompt_tokenizer(run.recipe)
         eos_ids = eos_token_ids(load_generation_config(*checkpoint(cell.model, run.recipe)), tokenizer)
 
@@ -165,48 +133,56 @@ class Workbench:
         second = serve(decoder, requests_of(cell, later), cell.concurrency)
         return _Asked((prompts, later), served + second, answers + texts(second))
 
-    def _weight_bytes(self, model: SubjectName, recipe: Recipe) -> int:
-        dtype = resolve_dtype(recipe.evaluate.precision, self.device)
-        path, revision = checkpoint(model, recipe)
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        return weight_bytes_of(config) * dtype.itemsize // torch.bfloat16.itemsize
+    def _time(self, decoder: Backend, cell: Cell, asked: _Asked) -> Speeds:
+        passes = [requests_of(cell, part) for part in asked.first(cell.load.speed_prompts)]
+        energy = energy_counter(self.device) if gpus_of(cell.method) == 1 else None  # it counts one GPU
+        return time_repeats(decoder, passes, concurrency=cell.concurrency, repeats=cell.load.repeats, energy=energy)
 
-    def _copy_bandwidth(self) -> float:
+    def _floor_ms(self, cell: Cell, found: Placed) -> float:
+        config = AutoConfig.from_pretrained(found.path, revision=found.revision)
+        size = weight_bytes_of(config) * self._dtype(cell).itemsize // torch.bfloat16.itemsize
         if self._bandwidth is None:
-            self._bandwidth = copy_bandwidth(self.device)
-        return self._bandwidth
+            self.shelf.close_decoder()
+            self._bandwidth = self._measure_bandwidth(self.device)
+            release(self.device)
+        return 1000 * size / self._bandwidth
+
+    def _dtype(self, cell: Cell) -> torch.dtype:
+        return resolve_dtype(cell.precision, self.device)
 
 
-def _speeds(decoder: Decoder, passes: Passes, cell: Cell, energy: EnergyCounter | None) -> dict[str, Any]:
-    """Speed, energy and latency of the timed repeats."""
-    repeats, joules = [], []
-    for _ in range(cell.load.repeats):
-        before = energy() if energy else 0.0
-        served = [serve(decoder, requests, cell.concurrency) for requests in passes]
-        repeat = sum(served[1:], start=served[0])
-        repeats.append(repeat)
-        if energy:
-            joules.append((energy() - before) / repeat.load.tokens)
-    seconds = [value for repeat in repeats for value in repeat.seconds]
-    return {
-        "tokens_per_s": [repeat.load.tokens_per_s for repeat in repeats],
-        "energy_j": joules,
-        "latency_ms": {f"p{percent}": 1000 * percentile(seconds, percent) for percent in (50, 90, 99)},
-    }
-
-
-def _quality(asked: _Asked, run: Run) -> dict[str, Any]:
-    """The task's scores, and what tells each response from others."""
-    task, prompts, tokens = load_task(run.task), asked.prompts, asked.served.tokens
-    references, contexts = [p.reference_text for p in prompts], [p.context for p in prompts]
-    return {
-        "metric": task.metric,
-        "prompt_ids": [prompt.prompt_id for prompt in prompts],
-        "scores": task.score(asked.texts, references, contexts),
-        "response_digests": [digest(row) for row in tokens],
-        "response_tokens": [len(row) for row in tokens],
-        "response_forwards": asked.served.forwards,
-        "mean_response_tokens": sum(map(len, tokens)) / len(tokens),
-        "categories": categories(prompts),
-        "responses": asked.texts if task.metric == JUDGED else (),
-    }
+def _result(
+    cell: Cell, run: Run, asked: _Asked, facts: Facts, speeds: Speeds, machine: _Machine, needed: int | None
+) -> CellResult:
+    """Everything together, with the task's scores and what tells each response from others."""
+    task, prompts, served = load_task(run.task), asked.prompts, asked.served
+    scores = task.score(asked.texts, [p.reference_text for p in prompts], [p.context for p in prompts])
+    counts, perplexities = facts.trajectories, facts.corpora.items()
+    return CellResult(
+        metric=task.metric,
+        tokens_per_s=speeds.tokens_per_s,
+        energy_j=speeds.energy_j,
+        tpf=served.load.tokens_per_forward,
+        latency_ms=speeds.latency_ms,
+        step_ms=speeds.step_ms,
+        floor_ms=machine.floor_ms,
+        memory_gib=None if needed is None else needed / 2**30,
+        device_memory_gib=machine.device_memory_gib,
+        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+        scores=tuple(scores),
+        response_digests=tuple(digest(tokens) for tokens in served.tokens),
+        response_tokens=tuple(map(len, served.tokens)),
+        response_forwards=served.forwards,
+        mean_response_tokens=sum(map(len, served.tokens)) / len(served.tokens),
+        categories=categories(prompts),
+        responses=asked.texts if task.metric == JUDGED else (),
+        parameters=model_parameters(cell.model, run.recipe),
+        trained_parameters=trained_parameters(cell.method, cell.model, run.recipe),
+        fast_forwarded=counts and counts.fast_forwarded,
+        stationary=counts and counts.stationary_per_block,
+        reference_perplexity=facts.reference_perplexity,
+        # Of a broken model, corpora without a finite figure are left out.
+        perplexity={name: found.token for name, found in perplexities if found.token is not None},
+        word_perplexity={name: found.word for name, found in perplexities if found.word is not None},
+        engine=machine.engine,
+    )

@@ -1,33 +1,35 @@
 """Decoding methods of the benchmark matrix: their settings, and what serves requests by them.
 
-Our engine is AR, Jacobi and Jacobi with recycled n-grams; lookahead decoding and transformers' `generate` (the papers'
-baseline) run on the same weights in transformers; vLLM is a peer that loads the checkpoint itself.
+Our engine is AR, Jacobi, Jacobi with recycled n-grams and lookahead decoding; transformers' `generate` (the papers'
+baseline) runs on the same weights; vLLM is a peer that loads the checkpoint itself.
 
 Shapes: L tokens of prompt and response.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from transformers import GenerationConfig
 
-from cllm.bench.closed_loop import Decoder
+from cllm.bench.one_by_one import OneByOne
 from cllm.config import Config
+from cllm.decoding.backend import Backend
 from cllm.decoding.config import GuessKind
-from cllm.decoding.lookahead import LookaheadDecoder
 from cllm.decoding.records import Commit, DecodeRequest, Refill
-from cllm.engine.config import EngineConfig
+from cllm.engine.config import EngineConfig, LookaheadConfig
 from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
 from cllm.errors import InputError
 from cllm.evaluation.subject import Subject
-from cllm.vllm.config import WITH_DRAFT, PeerConfig
+from cllm.vllm.arguments import check_config
+from cllm.vllm.config import WITH_DRAFT, JacobiOptions, PeerConfig
 from cllm.vllm.config import Method as VllmMethodName
-from cllm.vllm.llm import VllmBackend, check_config
-from cllm.vllm.versions import check_installed
+from cllm.vllm.jacobi_hooks import SCHEDULER_HOOKS, WORKER_HOOKS, check_hooks
+from cllm.vllm.llm import VllmBackend
+from cllm.vllm.versions import check_installed, require_vllm
 
 EngineName = Literal["cllm", "transformers", "vllm"]
 
@@ -50,7 +52,7 @@ class JacobiMethod(Config):
     refill: Refill = "sliding"
     policy: Literal["fixed", "adaptive"] = "fixed"
     guess: GuessKind = "pad"
-    ngram: int = Field(0, ge=0, le=8)
+    ngram: Literal[0, 2, 3, 4, 5, 6, 7, 8] = 0
 
     @model_validator(mode="after")
     def _blocks_have_one_width(self) -> "JacobiMethod":
@@ -70,13 +72,10 @@ class JacobiMethod(Config):
         return self.refill == "block" and self.ngram == 0
 
 
-class LookaheadMethod(Config):
-    """Lookahead decoding with W columns, N-grams and at most G candidates a forward."""
+class LookaheadMethod(LookaheadConfig):
+    """Our engine by lookahead decoding: W columns, N-grams and at most G candidates a forward."""
 
     kind: Literal["lookahead"] = "lookahead"
-    window: int = Field(5, ge=1)
-    ngram: int = Field(5, ge=2)
-    candidates: int = Field(5, ge=1)
     guess: GuessKind = "prompt"
 
     @property
@@ -104,21 +103,34 @@ class VllmMethod(Config):
     memory_fraction: float = Field(0.85, gt=0, le=1)  # of the GPU's memory
     cache_bytes: int | None = Field(None, ge=1)  # for keys and values; None: what the memory has left
     cuda_graphs: bool = True
+    gpus: int = Field(1, ge=1)  # tensor parallelism
+    jacobi: JacobiOptions | None = None  # of method jacobi; None: its defaults. `pad_id` is always the run's
+
+    @model_validator(mode="after")
+    def _options_are_for_jacobi(self) -> "VllmMethod":
+        if self.jacobi is not None and self.method != "jacobi":
+            raise ValueError(f"jacobi: options of method jacobi; the method is {self.method}")
+        return self
 
     @property
     def label(self) -> str:
-        return "vllm ar" if self.method == "ar" else f"vllm {self.method} k={self.guesses}"
+        name = "vllm ar" if self.method == "ar" else f"vllm {self.method} k={self.guesses}"
+        options = self.jacobi or JacobiOptions()
+        name += " + n-grams" if options.guess == "ngram" else ""
+        name += " fixed" if options.policy == "fixed" else ""
+        return name if self.gpus == 1 else f"{name} on {self.gpus} GPUs"
 
 
 MethodConfig = Annotated[
     ArMethod | JacobiMethod | LookaheadMethod | TransformersMethod | VllmMethod, Field(discriminator="kind")
 ]
 _ENGINES: dict[str, EngineName] = {"transformers": "transformers", "vllm": "vllm"}
-_ONE_AT_A_TIME = ("lookahead", "transformers")
+_ONE_AT_A_TIME = ("transformers",)
+_OwnMethod = ArMethod | JacobiMethod | LookaheadMethod
 
 
 def engine_of(method: MethodConfig) -> EngineName:
-    """Whose AR decoding a method is compared with; lookahead decoding is our code."""
+    """Whose AR decoding a method is compared with."""
     return _ENGINES.get(method.kind, "cllm")
 
 
@@ -131,13 +143,20 @@ def obstacle(method: MethodConfig, *, concurrency: int, temperature: float) -> s
     return None
 
 
+def gpus_of(method: MethodConfig) -> int:
+    """How many GPUs share the method's model."""
+    return method.gpus if isinstance(method, VllmMethod) else 1
+
+
 def missing_part(method: MethodConfig, checkpoint: str) -> str | None:
-    """What this machine or the checkpoint's draft lacks for a method; None if nothing."""
+    """What this machine, its vLLM or the checkpoint's draft lacks for a method; None if nothing."""
     if not isinstance(method, VllmMethod):
         return None
     try:
         check_installed()
-        check_config(_peer(method, checkpoint, max_rows=1, max_tokens=2, eos_ids=()))
+        check_config(_peer(method, checkpoint, max_rows=1, max_tokens=2, eos_ids=(), pad_id=0))
+        if method.method == "jacobi":
+            check_hooks(require_vllm(), (*SCHEDULER_HOOKS, *WORKER_HOOKS))
     except InputError as error:
         return str(error)
     return None
@@ -156,36 +175,6 @@ def needs(method: MethodConfig) -> Needs:
     return Needs(draft, mask=method.kind == "lookahead")
 
 
-class OneByOne:
-    """Serves the requests of a decoder that takes one at a time.
-
-    Args:
-        stream: decodes one request, yielding what was committed; rows do not matter.
-    """
-
-    def __init__(self, stream: Callable[[DecodeRequest], Iterator[list[Commit]]]) -> None:
-        self._stream = stream
-        self._waiting: deque[tuple[int, DecodeRequest]] = deque()
-        self._current: tuple[int, Iterator[list[Commit]]] | None = None
-        self._next_key = 0
-
-    def add(self, request: DecodeRequest) -> int:
-        key = self._next_key
-        self._next_key += 1
-        self._waiting.append((key, request))
-        return key
-
-    def step(self) -> Sequence[Commit]:
-        if self._current is None:
-            key, request = self._waiting.popleft()
-            self._current = key, self._stream(request)
-        key, stream = self._current
-        commits = [Commit(key, commit.token_ids, commit.finish_reason) for commit in next(stream)]
-        if commits[-1].finish_reason is not None:
-            self._current = None
-        return commits
-
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a decoder must hold: requests in flight, and tokens of the longest one."""
@@ -194,69 +183,82 @@ class Room:
     tokens: int
 
 
-def open_decoder(method: MethodConfig, subject: Subject, room: Room) -> Decoder:
+def open_decoder(method: MethodConfig, subject: Subject, room: Room) -> Backend:
     """A decoder of a model in memory.
 
     Raises:
         InputError: the model cannot keep the settings, or there is too little memory.
     """
-    if isinstance(method, LookaheadMethod):
-        return OneByOne(_lookahead(method, subject))
     if isinstance(method, TransformersMethod):
         return OneByOne(_generate(subject))
-    assert isinstance(method, ArMethod | JacobiMethod)
-    engine = open_engine(method, subject, room)
-    engine.capture()
-    return engine
+    assert isinstance(method, _OwnMethod)
+    return open_engine(method, subject, room)
 
 
-def open_engine(method: ArMethod | JacobiMethod, subject: Subject, room: Room, *, record: bool = False) -> Engine:
+def open_engine(method: _OwnMethod, subject: Subject, room: Room, *, record: bool = False) -> Engine:
     """Our engine; `record` keeps the trajectories (refill block)."""
-    settings = method.model_dump(exclude={"kind"}) if isinstance(method, JacobiMethod) else {"window": 1}
+    settings = _engine_settings(method)
     config = EngineConfig(**settings, max_rows=room.rows, max_tokens=room.tokens, reuse_prefixes=False, record=record)
     return build_engine(subject.decoder, config, eos_ids=subject.eos_ids, pad_id=subject.pad_id)
 
 
+def _engine_settings(method: _OwnMethod) -> dict[str, Any]:
+    if isinstance(method, LookaheadMethod):
+        return {"lookahead": method.model_dump(exclude={"kind", "guess"}), "guess": method.guess}
+    return method.model_dump(exclude={"kind"}) if isinstance(method, JacobiMethod) else {"window": 1}
+
+
 def open_vllm(
-    method: VllmMethod, checkpoint: str, room: Room, *, eos_ids: Sequence[int], dtype: torch.dtype
+    method: VllmMethod,
+    checkpoint: str,
+    room: Room,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    dtype: torch.dtype,
+    revision: str | None = None,
 ) -> VllmBackend:
     """vLLM over a checkpoint folder or Hugging Face id.
+
+    Args:
+        pad_id: the run's padding token, which Jacobi decoding may guess with.
 
     Raises:
         InputError: vLLM is not installed, or the settings contradict the checkpoints.
     """
-    config = _peer(method, checkpoint, max_rows=room.rows, max_tokens=room.tokens, eos_ids=tuple(eos_ids))
+    size = {"max_rows": room.rows, "max_tokens": room.tokens}
+    config = _peer(method, checkpoint, **size, eos_ids=tuple(eos_ids), pad_id=pad_id)
     name: Literal["bfloat16", "float32"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return VllmBackend(config.model_copy(update={"dtype": name}))
+    more = {} if revision is None else {"revision": revision}
+    return VllmBackend(config.model_copy(update={"dtype": name}), **more)
 
 
 def _peer(
-    method: VllmMethod, checkpoint: str, *, max_rows: int, max_tokens: int, eos_ids: tuple[int, ...]
+    method: VllmMethod, checkpoint: str, *, max_rows: int, max_tokens: int, eos_ids: tuple[int, ...], pad_id: int
 ) -> PeerConfig:
+    options = method.jacobi or JacobiOptions()
     return PeerConfig(
         method=method.method,
         model=checkpoint,
         draft=method.draft,
         guesses=method.guesses,
+        jacobi=options.model_copy(update={"pad_id": pad_id}),
         max_rows=max_rows,
         max_tokens=max_tokens,
         memory_fraction=method.memory_fraction,
         cache_bytes=method.cache_bytes,
         cuda_graphs=method.cuda_graphs,
+        gpus=method.gpus,
         tokenizer=False,
         eos_ids=eos_ids,
     )
 
 
-def _lookahead(method: LookaheadMethod, subject: Subject) -> Callable[[DecodeRequest], Iterator[list[Commit]]]:
-    settings = method.model_dump(exclude={"kind"})
-    decoder = LookaheadDecoder(subject.model, **settings, eos_ids=subject.eos_ids, pad_id=subject.pad_id)
-    return lambda request: decoder.stream([request])
-
-
 def _generate(subject: Subject) -> Callable[[DecodeRequest], Iterator[list[Commit]]]:
     """One commit a token, all of them when the response is finished: `generate` shows nothing before."""
     model: Any = subject.model  # its `generate` has no types
+    # What the call leaves open comes from here, and a checkpoint's own may penalise repetition: no other method does.
+    model.generation_config = GenerationConfig()
 
     def stream(request: DecodeRequest) -> Iterator[list[Commit]]:
         prompt_1L = torch.tensor([request.prompt_ids], device=model.device)

@@ -17,29 +17,44 @@ from cllm.recipe import LoraConfig, Recipe
 
 def model_parameters(model: SubjectName, recipe: Recipe) -> int:
     """Of the teacher or the CLLM; tied embeddings count once."""
-    return sum(math.prod(shape) for shape in _shapes(model, recipe).values())
+    return weight_count(shape_of(*checkpoint(model, recipe)))
 
 
 def trained_parameters(method: MethodConfig, model: SubjectName, recipe: Recipe) -> int | None:
     """What was trained on top of the teacher for a model and a method.
 
-    All weights of the CLLM or its adapters, and those of the method's draft model or heads; 0 for the teacher by
-    itself. None where somebody else trained the draft and its files are not here.
+    All weights of the CLLM or its adapters, and those of the method's draft model or heads, with the model that was
+    trained with them; 0 for the teacher by itself. None where somebody else trained the draft and its files are not
+    here.
     """
+    found = placed(method, recipe, model)
     total = 0
-    if model == "cllm":
-        lora = recipe.train.lora
-        total = model_parameters(model, recipe) if lora is None else _adapters(lora, _shapes(model, recipe))
-    method = placed(method, recipe, model)
-    if not isinstance(method, VllmMethod) or method.draft is None:
+    if found.own_model or model == "cllm":
+        shape, lora = shape_of(found.path, found.revision), None if found.own_model else recipe.train.lora
+        total = weight_count(shape) if lora is None else _adapters(lora, tensor_shapes(shape))
+    if not isinstance(found.method, VllmMethod) or found.method.draft is None:
         return total
-    draft = _stored(Path(method.draft))
+    draft = stored_parameters(found.method.draft)
     return None if draft is None else total + draft
 
 
-def _shapes(model: SubjectName, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    path, revision = checkpoint(model, recipe)
-    return tensor_shapes(ModelShape.of(AutoConfig.from_pretrained(path, revision=revision)))
+def shape_of(path: str, revision: str | None) -> ModelShape:
+    """Of a checkpoint's model, from its configuration."""
+    return ModelShape.of(AutoConfig.from_pretrained(path, revision=revision))
+
+
+def weight_count(shape: ModelShape) -> int:
+    """All of a model's numbers; tied embeddings count once."""
+    return sum(math.prod(sizes) for sizes in tensor_shapes(shape).values())
+
+
+def stored_parameters(checkpoint: str) -> int | None:
+    """All numbers in a checkpoint's files; None if there are none here."""
+    total = 0
+    for file in Path(checkpoint).glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as opened:
+            total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total or None
 
 
 def _adapters(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -48,12 +63,3 @@ def _adapters(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
         shape for name, shape in shapes.items() if name.split(".")[-2] in lora.target_modules and len(shape) == 2
     ]
     return sum(lora.rank * (outputs + inputs) for outputs, inputs in adapted)
-
-
-def _stored(folder: Path) -> int | None:
-    """All numbers in a checkpoint's files; None if there are none here."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as opened:
-            total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
-    return total or None

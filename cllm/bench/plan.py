@@ -1,15 +1,17 @@
 """From a matrix recipe to its cells: looks at everything that they need, before any of them starts."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cllm.bench.drafts import draft_weights, placed
+from cllm.bench.drafts import Placed, draft_weights, placed
+from cllm.bench.loads import load_of
 from cllm.bench.matrix import Cell, Corpus, LoadConfig, MatrixRecipe, Obstacle, Platform, RunConfig, RunKey
-from cllm.bench.methods import engine_of, missing_part, obstacle
-from cllm.bench.prompts import Run, draw_questions, longest_request
+from cllm.bench.methods import MethodConfig, engine_of, gpus_of, missing_part, obstacle
+from cllm.bench.prompts import Questions, Run, draw_questions, longest_request
+from cllm.bench.scorers import scorer_hash, token_hash
 from cllm.config import digest
 from cllm.errors import InputError
 from cllm.evaluation.corpora import CorpusConfig, read_corpus
@@ -22,10 +24,17 @@ from cllm.tasks.prompts import Prompt, read_metadata, tokenizer_hash
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a matrix comes to on a platform: the cells in the order of measurement, and those that cannot run."""
+    """What a matrix comes to on a platform.
+
+    Attributes:
+        cells: in the order of measurement.
+        cannot_run: what the matrix asks for and is no cell.
+        left_out: what cells are not asked, though they run: prompts that are too long, corpora that are not there.
+    """
 
     cells: tuple[Cell, ...]
     cannot_run: tuple[Obstacle, ...]
+    left_out: tuple[Obstacle, ...]
     runs: Mapping[RunKey, Run]
 
 
@@ -35,18 +44,17 @@ def plan(matrix: MatrixRecipe, platform: Platform) -> Plan:
     Raises:
         InputError: a run whose recipe or override is unknown.
     """
-    cells: list[Cell] = []
-    obstacles: list[Obstacle] = []
     texts, missing = _read_corpora(matrix.corpora)
     known = tuple(corpus for corpus in matrix.corpora if corpus.name in texts)
     runs = {run.key: Run(run.resolve(), run.test, run.max_prompt_tokens, known) for run in matrix.runs}
+    found = _Found()
     for config in matrix.runs:
-        for found in _RunPlan(matrix, config, runs[config.key], platform, texts).find():
-            (obstacles if isinstance(found, Obstacle) else cells).append(found)  # type: ignore[arg-type]
-    for run in dict.fromkeys(run.title for run in matrix.runs):
-        obstacles += [Obstacle(run=run, why=why) for why in missing]
-    groups = list(dict.fromkeys(cell.group for cell in cells))
-    return Plan(tuple(sorted(cells, key=lambda cell: groups.index(cell.group))), tuple(obstacles), runs)
+        _RunPlan(matrix, config, runs[config.key], platform, texts, found).find()
+    names = dict.fromkeys(run.title for run in matrix.runs)
+    found.left_out += [Obstacle(run=run, why=why) for run in names for why in missing]
+    groups = list(dict.fromkeys(cell.group for cell in found.cells))
+    cells = sorted(found.cells, key=lambda cell: groups.index(cell.group))
+    return Plan(tuple(cells), tuple(found.cannot_run), tuple(found.left_out), runs)
 
 
 def _read_corpora(corpora: Sequence[CorpusConfig]) -> tuple[dict[str, str], list[str]]:
@@ -60,77 +68,101 @@ def _read_corpora(corpora: Sequence[CorpusConfig]) -> tuple[dict[str, str], list
     return hashes, missing
 
 
+@dataclass(slots=True)
+class _Found:
+    """What the runs come to so far."""
+
+    cells: list[Cell] = field(default_factory=list)
+    cannot_run: list[Obstacle] = field(default_factory=list)
+    left_out: list[Obstacle] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class _RunPlan:
-    """One run with one test set."""
+    """One run with one test set; what it comes to is added to `found`."""
 
     matrix: MatrixRecipe
     config: RunConfig
     run: Run
     platform: Platform
     texts: Mapping[str, str]  # hashes of the corpora by name
+    found: _Found
 
-    def find(self) -> Iterator[Cell | Obstacle]:
-        recipe = self.run.recipe
-        new_tokens = self.matrix.load.max_new_tokens or recipe.evaluate.max_new_tokens
-        load = self.matrix.load.model_copy(update={"max_new_tokens": new_tokens})
+    def find(self) -> None:
+        load = load_of(self.matrix.load, self.config, self.run.recipe)
+        assert load.max_new_tokens is not None
         try:
             questions = draw_questions(self.run, load.num_prompts)
-            longest = longest_request(self.run, questions.prompts, new_tokens)
+            longest = longest_request(self.run, questions.prompts, load.max_new_tokens)
+            shared = self._shared(questions, load)
         except InputError as error:
-            yield self._obstacle(why=_with_the_way(error, self.run))
+            self._refuse(why=_with_the_way(error, self.run))
             return
         if questions.too_long:
             limit = self.run.prompt_config.max_prompt_tokens
             why = f"{questions.too_long} prompts left out: longer than max_prompt_tokens={limit}"
-            yield self._obstacle(why=why)
+            self.found.left_out.append(self._obstacle(why=why))
         for model in self.matrix.models:
             try:
-                weights = self._checked_weights(model, longest, new_tokens)
+                weights = self._checked_weights(model, longest, load.max_new_tokens)
             except InputError as error:
-                yield self._obstacle(model=model, why=f"{error}; run jobs/pipeline.py")
+                self._refuse(model=model, why=str(error))
                 continue
-            shared = {
-                "run": self.config.title,
-                "test": self.config.test.name if self.config.test else "",
-                "task": self.run.task.name,
-                "data": _data_hash(questions.prompts),
-                "model": model,
-                "weights": weights,
-                "load": load,
-                "precision": recipe.evaluate.precision,
-            }
-            yield from self._find_cells(shared, model, load)
+            known = {"model": model, "weights": weights, "tokenizer": token_hash(self.run, model)}
+            for method in self.matrix.methods:
+                self._find_cells(shared | known, model, method, load)
 
-    def _find_cells(self, shared: Mapping[str, Any], model: SubjectName, load: LoadConfig) -> Iterator[Cell | Obstacle]:
-        for method in self.matrix.methods:
-            try:
-                ready = placed(method, self.run.recipe, model)
-                missing = missing_part(ready, checkpoint(model, self.run.recipe)[0])
-            except InputError as error:
-                missing = str(error)
-            if missing is not None:
-                yield self._obstacle(model=model, method=method.label, why=missing)
-                continue
-            draft, here = draft_weights(ready), self.platform.for_engine(engine_of(method))
-            for concurrency, seed in product(self.matrix.concurrencies_of(method), self.matrix.seeds):
-                why = obstacle(method, concurrency=concurrency, temperature=load.temperature)
-                corpora = self._corpora(model) if method.kind == "ar" and concurrency == 1 else ()
-                cell = {"method": method, "draft": draft, "concurrency": concurrency, "seed": seed, "corpora": corpora}
-                if why is None:
-                    yield Cell(**shared, **cell, platform=here)
-                elif seed == self.matrix.seeds[0]:
-                    yield self._obstacle(model=model, method=method.label, concurrency=concurrency, why=why)
+    def _shared(self, questions: Questions, load: LoadConfig) -> dict[str, Any]:
+        """What all cells have in common."""
+        return {
+            "run": self.config.title,
+            "test": self.config.test.name if self.config.test else "",
+            "task": self.run.task.name,
+            "data": _data_hash(questions.prompts),
+            "scorer": scorer_hash(self.run, questions.prompts),
+            "load": load,
+            "precision": self.run.recipe.evaluate.precision,
+        }
+
+    def _find_cells(
+        self, shared: Mapping[str, Any], model: SubjectName, method: MethodConfig, load: LoadConfig
+    ) -> None:
+        """The cells of one method."""
+        try:
+            ready = self._ready(method, model)
+        except InputError as error:
+            self._refuse(model=model, method=method.label, why=str(error))
+            return
+        own = {"method": method, "draft": draft_weights(ready), "own_model": ready.own_model}
+        here = self.platform.for_engine(engine_of(method))
+        for concurrency, seed in product(self.matrix.concurrencies_of(method), self.matrix.seeds):
+            why = obstacle(method, concurrency=concurrency, temperature=load.temperature)
+            corpora = self._corpora(model) if method.kind == "ar" and concurrency == 1 else ()
+            cell = own | {"concurrency": concurrency, "seed": seed, "corpora": corpora}
+            if why is None:
+                self.found.cells.append(Cell(**shared, **cell, platform=here))
+            elif seed == self.matrix.seeds[0]:
+                self._refuse(model=model, method=method.label, concurrency=concurrency, why=why)
+
+    def _ready(self, method: MethodConfig, model: SubjectName) -> Placed:
+        """Raises InputError: the method cannot run here, whatever the load."""
+        if gpus_of(method) > max(1, self.matrix.gpus):
+            raise InputError(f"its model is spread over {gpus_of(method)} GPUs, the matrix has gpus={self.matrix.gpus}")
+        ready = placed(method, self.run.recipe, model)
+        missing = missing_part(ready.method, ready.path)
+        if missing is not None:
+            raise InputError(missing)
+        return ready
 
     def _checked_weights(self, model: SubjectName, longest: int, new_tokens: int) -> str:
         """The checkpoint's hash, after checking that it reads the prompts: another tokenizer's ids are other words."""
         path, revision = checkpoint(model, self.run.recipe)
+        if Path(path).is_absolute() and not any(Path(path).glob("*.safetensors")):
+            raise InputError(f"{path}: no weights (*.safetensors); run jobs/pipeline.py")
         check_context_fits(path, revision, prompt_tokens=longest - new_tokens, new_tokens=new_tokens)
-        if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
-            raise InputError(f"{path}: no weights (*.safetensors)")
         tokenizer, prompts_file = load_tokenizer(path, revision), RunLayout.of(self.run.recipe).prompts_file
         if tokenizer_hash(tokenizer) != read_metadata(prompts_file).get("tokenizer_hash"):
-            raise InputError(f"{path}: its tokenizer is not the one that made {prompts_file}")
+            raise InputError(f"{path}: its tokenizer is not the one that made {prompts_file}; run jobs/pipeline.py")
         return weights_revision(path, revision)
 
     def _corpora(self, model: SubjectName) -> tuple[Corpus, ...]:
@@ -142,6 +174,9 @@ class _RunPlan:
             stride = min(corpus.stride, context // 2) if context < corpus.context else corpus.stride
             found.append(Corpus(name=corpus.name, data=self.texts[corpus.name], context=context, stride=stride))
         return tuple(found)
+
+    def _refuse(self, **fields: Any) -> None:
+        self.found.cannot_run.append(self._obstacle(**fields))
 
     def _obstacle(self, **fields: Any) -> Obstacle:
         return Obstacle(run=self.config.title, test=self.config.test.name if self.config.test else "", **fields)

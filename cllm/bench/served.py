@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cllm.bench.closed_loop import Decoder, Load, closed_loop
+from cllm.bench.closed_loop import Load, closed_loop
+from cllm.decoding.backend import Backend
 from cllm.decoding.records import Commit, DecodeRequest
 
 Clock = Callable[[], float]
@@ -44,38 +45,29 @@ class _Answer:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """A decoder whose tokens and times are noted."""
+class _Answers:
+    """The answers of a closed loop by the requests' keys, in the order of the requests."""
 
-    decoder: Decoder
-    clock: Clock
-    answers: dict[int, _Answer] = field(default_factory=dict)
+    by_key: dict[int, _Answer] = field(default_factory=dict)
 
-    def add(self, request: DecodeRequest) -> int:
-        start = self.clock()
-        key = self.decoder.add(request)
-        self.answers[key] = _Answer(start)
-        return key
+    def added(self, key: int, time: float) -> None:
+        self.by_key[key] = _Answer(time)
 
-    def step(self) -> Sequence[Commit]:
-        commits = self.decoder.step()
-        now = self.clock()
-        for commit in commits:
-            answer = self.answers[commit.row]
-            answer.tokens += commit.token_ids
-            answer.forwards += 1
-            if commit.finish_reason is not None:
-                answer.seconds = now - answer.started
-        return commits
+    def committed(self, commit: Commit, time: float) -> None:
+        answer = self.by_key[commit.row]
+        answer.tokens += commit.token_ids
+        answer.forwards += 1
+        if commit.finish_reason is not None:
+            answer.seconds = time - answer.started
 
 
 def serve(
-    decoder: Decoder, requests: Sequence[DecodeRequest], concurrency: int, clock: Clock = time.perf_counter
+    backend: Backend, requests: Sequence[DecodeRequest], concurrency: int, clock: Clock = time.perf_counter
 ) -> Served:
     """Serve all requests, at most `concurrency` at a time."""
-    watched = _Watched(decoder, clock)
-    load = closed_loop(watched, requests, concurrency, clock)
-    answers = watched.answers.values()  # in the order of the requests
+    watched = _Answers()
+    load = closed_loop(backend, requests, concurrency, clock, watched)
+    answers = watched.by_key.values()
     return Served(
         load,
         tokens=tuple(tuple(answer.tokens) for answer in answers),

@@ -8,23 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
-from cllm.bench.closed_loop import Decoder
 from cllm.bench.drafts import placed
 from cllm.bench.engines import release
-from cllm.bench.matrix import Cell
+from cllm.bench.matrix import Cell, Group
 from cllm.bench.methods import MethodConfig, Room, VllmMethod, open_decoder, open_vllm
 from cllm.bench.prompts import Run
-from cllm.evaluation.subject import Subject, checkpoint, load_subject, prompt_tokenizer
-from cllm.models import eos_token_ids, load_generation_config, resolve_dtype
-from cllm.vllm.llm import VllmBackend
+from cllm.decoding.backend import Backend
+from cllm.evaluation.subject import Subject, load_subject, prompt_tokenizer
+from cllm.models import eos_token_ids, load_generation_config, pad_token_id, resolve_dtype
 
 
 @dataclass(slots=True)
 class _Open:
     """A decoder, and what it was opened for."""
 
-    decoder: Decoder
-    group: tuple[str, str, bool]
+    decoder: Backend
+    group: Group
     method: MethodConfig
     room: Room
 
@@ -38,7 +37,7 @@ class Shelf:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._subject: tuple[tuple[str, str, bool], Subject] | None = None
+        self._subject: tuple[Group, Subject] | None = None
         self._open: _Open | None = None
 
     def subject(self, cell: Cell, run: Run) -> Subject:
@@ -52,7 +51,7 @@ class Shelf:
             self._subject = cell.group, load_subject(cell.model, run.recipe, self.device)
         return self._subject[1]
 
-    def decoder(self, cell: Cell, run: Run, room: Room) -> Decoder:
+    def decoder(self, cell: Cell, run: Run, room: Room) -> Backend:
         """The cell's decoder, with at least that room.
 
         Raises:
@@ -67,7 +66,7 @@ class Shelf:
     def close_decoder(self) -> None:
         """Give its memory back; the model stays."""
         opened, self._open = self._open, None
-        if opened is not None and isinstance(opened.decoder, VllmBackend):
+        if opened is not None:
             opened.decoder.close()
         del opened
         release(self.device)
@@ -78,13 +77,20 @@ class Shelf:
         self._subject = None
         release(self.device)
 
-    def _build(self, cell: Cell, run: Run, room: Room) -> Decoder:
+    def _build(self, cell: Cell, run: Run, room: Room) -> Backend:
         return open_decoder(cell.method, self.subject(cell, run), room)
 
-    def _start_vllm(self, cell: Cell, run: Run, room: Room) -> Decoder:
+    def _start_vllm(self, cell: Cell, run: Run, room: Room) -> Backend:
         self.close()  # vLLM wants the memory
-        method = placed(cell.method, run.recipe, cell.model)
-        assert isinstance(method, VllmMethod)
-        path, revision = checkpoint(cell.model, run.recipe)
-        eos_ids = eos_token_ids(load_generation_config(path, revision), prompt_tokenizer(run.recipe))
-        return open_vllm(method, path, room, eos_ids=eos_ids, dtype=resolve_dtype(cell.precision, self.device))
+        found = placed(cell.method, run.recipe, cell.model)
+        assert isinstance(found.method, VllmMethod)
+        tokenizer = prompt_tokenizer(run.recipe)
+        return open_vllm(
+            found.method,
+            found.path,
+            room,
+            eos_ids=eos_token_ids(load_generation_config(found.path, found.revision), tokenizer),
+            pad_id=pad_token_id(tokenizer),
+            dtype=resolve_dtype(cell.precision, self.device),
+            revision=found.revision,
+        )

@@ -108,24 +108,40 @@ def _is_tuple_of(value: object, is_item: Callable[[object], bool]) -> bool:
     return isinstance(value, tuple) and all(map(is_item, value))
 
 
+def _first_stranger(prompt_ids: object) -> object:
+    """What makes it no tuple of integers."""
+    if not isinstance(prompt_ids, tuple):
+        return prompt_ids
+    return next(token for token in prompt_ids if type(token) is not int)
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
     """One prompt to continue by at most `max_new_tokens` tokens.
 
+    The last `num_given` tokens of the prompt are of a response that goes on: penalties and `min_tokens` count them.
+
     Raises:
-        InputError: an empty prompt, no tokens to add, or fewer than `sampling.min_tokens`.
+        InputError: a field of a wrong type, an empty prompt, no tokens to add, or fewer than `sampling.min_tokens`.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     sampling: SamplingParams = SamplingParams()
+    num_given: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt_ids, tuple) or not {int}.issuperset(map(type, self.prompt_ids)):
+            raise InputError(f"prompt_ids must be a tuple of integers, got {_first_stranger(self.prompt_ids)!r}")
         if not self.prompt_ids:
-            raise InputError("a prompt needs at least one token")
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        if self.sampling.min_tokens > self.max_new_tokens:
+            raise InputError("prompt_ids must hold at least one token")
+        if not _is_integer(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be an integer >= 1, got {self.max_new_tokens!r}")
+        if not isinstance(self.sampling, SamplingParams):
+            raise InputError(f"sampling must be SamplingParams, got {self.sampling!r}")
+        if not _is_count(self.num_given) or self.num_given >= len(self.prompt_ids):
+            raise InputError(f"num_given must be an integer in [0, {len(self.prompt_ids)}), got {self.num_given!r}")
+        if self.sampling.min_tokens > self.num_given + self.max_new_tokens:
             raise InputError(f"min_tokens must be <= max_new_tokens, got {self.sampling.min_tokens}")
 
 
@@ -145,7 +161,8 @@ class Commit:
     """Tokens committed to one row by one forward pass; `finish_reason` is set on the row's last commit.
 
     `logprobs` has one entry a token, if the request asked for them. `guesses` are the pass's predictions for the tokens
-    behind the committed ones, which the next pass starts from; empty for AR, and where a decoder does not tell them.
+    behind the committed ones. With sliding refill and no n-grams the next pass starts from them; in other modes it may
+    start from some of them only. Empty for AR, and where a decoder does not tell them.
     """
 
     row: int

@@ -5,48 +5,14 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+from cllm.decoding.backend import Backend, RequestFailedError
 from cllm.decoding.records import Commit, DecodeRequest
-from cllm.engine.engine import StepStats
+from cllm.decoding.stats import StepStats
 
 
 class EngineStoppedError(RuntimeError):
     """The engine's thread has ended; no request can be answered any more."""
-
-
-class SteppedEngine(Protocol):
-    """What a thread can own: our engine in one process or several, and vLLM's."""
-
-    @property
-    def num_unfinished(self) -> int:
-        """Requests added, and neither finished nor aborted."""
-
-    @property
-    def last_step(self) -> StepStats | None:
-        """What the latest `step` did; None if it finished nothing."""
-
-    def add(self, request: DecodeRequest) -> int:
-        """Queue a request; its key.
-
-        Raises:
-            InputError: the engine refuses it.
-        """
-
-    def abort(self, key: int) -> None:
-        """Forget a request; nothing if it is finished."""
-
-    def step(self) -> list[Commit]:
-        """Decode on; what was committed, `row` being a request's key."""
-
-    def check(self) -> None:
-        """Raise what ended the engine without a step telling, such as the death of a process that it depends on.
-
-        The one method that is called on other threads as well.
-        """
-
-    def close(self) -> None:
-        """End the processes that the engine depends on. Nothing else is called afterwards."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,15 +41,15 @@ class AsyncEngine:
 
     def __init__(
         self,
-        make: Callable[[], SteppedEngine],
+        make: Callable[[], Backend],
         on_step: Callable[[StepStats], None] | None = None,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
         self._make = make
         self._on_step = on_step
         self._on_idle = on_idle
-        self._engine: SteppedEngine | None = None  # for `check`, which may come from any thread
-        self._commands: queue.SimpleQueue[Callable[[SteppedEngine], None] | None] = queue.SimpleQueue()
+        self._engine: Backend | None = None  # for `check`, which may come from any thread
+        self._commands: queue.SimpleQueue[Callable[[Backend], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, _Stream] = {}  # by the engine's key; the thread's own
         self._open: set[_Stream] = set()  # those that somebody listens to
         self._lock = threading.Lock()  # guards _open and _stopped
@@ -129,6 +95,7 @@ class AsyncEngine:
 
         Raises:
             InputError: the engine refuses the request.
+            RequestFailedError: the engine gave the request up.
             EngineStoppedError: the engine has failed or was closed.
         """
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
@@ -162,7 +129,7 @@ class AsyncEngine:
     def _stop_error(self) -> EngineStoppedError:
         return EngineStoppedError(f"the engine has stopped: {self._error or 'closed'}")
 
-    def _add(self, engine: SteppedEngine, request: DecodeRequest, stream: _Stream) -> None:
+    def _add(self, engine: Backend, request: DecodeRequest, stream: _Stream) -> None:
         try:
             stream.key = engine.add(request)
         except ValueError as error:
@@ -170,7 +137,7 @@ class AsyncEngine:
         else:
             self._streams[stream.key] = stream
 
-    def _abort(self, engine: SteppedEngine, stream: _Stream) -> None:
+    def _abort(self, engine: Backend, stream: _Stream) -> None:
         if stream.key is not None and self._streams.pop(stream.key, None) is not None:
             engine.abort(stream.key)
 
@@ -191,14 +158,23 @@ class AsyncEngine:
             if self._engine is not None:
                 self._engine.close()
 
-    def _work(self, engine: SteppedEngine) -> None:
+    def _work(self, engine: Backend) -> None:
         while self._obey(engine):
-            self._deliver(engine.step())
+            self._deliver(self._step(engine))
             self.steps += 1
             if self._on_step is not None and engine.last_step is not None:
                 self._on_step(engine.last_step)
 
-    def _obey(self, engine: SteppedEngine) -> bool:
+    def _step(self, engine: Backend) -> list[Commit]:
+        try:
+            return engine.step()
+        except RequestFailedError as error:
+            stream = self._streams.pop(error.key, None)
+            if stream is not None:
+                stream.put(error)
+            return error.commits
+
+    def _obey(self, engine: Backend) -> bool:
         """Carry out what was asked for, waiting while there is nothing to decode; False once closed."""
         while True:
             is_idle = engine.num_unfinished == 0

@@ -40,16 +40,15 @@ def ops_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ops:
 
 
 def attention_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Attention:
-    """FlashAttention-3 where it runs, else our Triton kernel on a GPU, else plain torch.
+    """FlashAttention-3 where it runs (with our kernel for masks), else our Triton kernel on a GPU, else plain torch.
 
     Args:
         dtype: of queries, keys and values.
     """
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if dtype in DTYPES and FlashAttention3.available(device):
-        return FlashAttention3(device)
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        return triton_attention(device)
-    return TorchAttention()
+        return FlashAttention3(device, masked=triton_attention(device) if has_triton else None)
+    return triton_attention(device) if has_triton else TorchAttention()
 
 
 def triton_attention(device: torch.device) -> Attention:

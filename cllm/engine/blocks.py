@@ -62,10 +62,25 @@ class BlockPool:
             else:
                 self._free.append(block)
 
-    def match(self, tokens: Sequence[int]) -> list[int]:
-        """Own the blocks that hold the longest known beginning of `tokens`, in whole blocks."""
+    def digests(self, tokens: Sequence[int], end: int, known: list[bytes]) -> list[bytes]:
+        """One digest for each block that the first `end` tokens fill; it covers all tokens up to the block's end.
+
+        Args:
+            known: those of earlier calls for these tokens, to which the others are added: nothing is hashed twice.
+        """
+        if not self.reuse_prefixes:
+            return []
+        size = self.block_tokens
+        for start in range(len(known) * size, end - size + 1, size):
+            content = array("q", tokens[start : start + size]).tobytes()
+            parent = known[-1] if known else _ROOT
+            known.append(hashlib.blake2b(parent + content, digest_size=16).digest())
+        return known[: end // size]
+
+    def match(self, digests: Sequence[bytes]) -> list[int]:
+        """Own the blocks that hold the longest known beginning of the tokens with these digests."""
         found = []
-        for digest in self._digests(tokens) if self.reuse_prefixes else ():
+        for digest in digests:
             block = self._block_of.get(digest)
             if block is None:
                 break
@@ -75,11 +90,9 @@ class BlockPool:
             self._owners[block] += 1
         return found
 
-    def publish(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """Make known that `blocks` hold `tokens`; blocks that are not full are left out, a known content stays put."""
-        if not self.reuse_prefixes:
-            return
-        for digest, block in zip(self._digests(tokens), blocks, strict=False):
+    def publish(self, digests: Sequence[bytes], blocks: Sequence[int]) -> None:
+        """Make known which blocks hold the tokens with these digests; a content that is known stays where it was."""
+        for digest, block in zip(digests, blocks, strict=True):
             if digest not in self._block_of and block not in self._digest_of:
                 self._block_of[digest] = block
                 self._digest_of[block] = digest
@@ -101,12 +114,3 @@ class BlockPool:
         block, _ = self._idle.popitem(last=False)
         del self._block_of[self._digest_of.pop(block)]
         return block
-
-    def _digests(self, tokens: Sequence[int]) -> list[bytes]:
-        """One digest for every full block, which covers all tokens up to its end."""
-        size, digests, parent = self.block_tokens, [], _ROOT
-        for start in range(0, len(tokens) - size + 1, size):
-            content = array("q", tokens[start : start + size]).tobytes()
-            parent = hashlib.blake2b(parent + content, digest_size=16).digest()
-            digests.append(parent)
-        return digests

@@ -16,7 +16,8 @@ _LONGEST = 4  # bytes of a character, hence the most tokens it can spread over
 
 class StreamDecoder:
     """The text of one response, piece by piece. Together the pieces are `tokenizer.decode` of all tokens, without
-    special tokens and without cleaning up spaces, cut off before the stop string that completes first.
+    special tokens and without cleaning up spaces, cut off before the stop string that completes first. One that
+    completes with the first `min_tokens` tokens is text like any other.
 
     One exception: byte tokens of a tokenizer with byte fallback (Llama 2) that form whole characters and then go on
     with invalid bytes. `decode` turns all of them into replacement characters, here the whole characters stay.
@@ -27,9 +28,11 @@ class StreamDecoder:
         stop_index: index, within its push, of the token that completed it; None if only `finish` could see it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
         self._text = _Text(tokenizer)
         self._scanner = _StopScanner(stop)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
         self.stop_index: int | None = None
 
     @property
@@ -44,14 +47,17 @@ class StreamDecoder:
         """The text that these tokens make final; empty after a stop."""
         if self.stopped:
             return ""
+        num_early = max(0, self._min_tokens - self._num_tokens)
+        self._num_tokens += len(token_ids)
+        early = self._scanner.push(self._text.push(token_ids[:num_early]), may_stop=False)
         before = copy.copy(self._text), copy.copy(self._scanner)
-        released = self._feed(token_ids)
+        released = self._feed(token_ids[num_early:])
         if self._scanner.found is None:
-            return released
+            return early + released
         # The same once more, token by token: which of them was it?
         self._text, self._scanner = before
-        released = ""
-        for index, token in enumerate(token_ids):
+        released = early
+        for index, token in enumerate(token_ids[num_early:], num_early):
             released += self._feed([token])
             if self._scanner.found is not None:
                 self.stop_index = index
@@ -60,7 +66,8 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """The rest of the text; no tokens may follow."""
-        return self._scanner.push(self._text.finish()) + self._scanner.finish()
+        may_stop = self._num_tokens > self._min_tokens
+        return self._scanner.push(self._text.finish(), may_stop=may_stop) + self._scanner.finish()
 
     def _feed(self, token_ids: Sequence[int]) -> str:
         return self._scanner.push(self._text.push(token_ids))
@@ -133,16 +140,23 @@ class _StopScanner:
         self._held = ""
         self.found: str | None = None
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """The text that is certain now.
+
+        Args:
+            may_stop: a stop string that completes in this text counts; else only one that begins in it may, later.
+        """
         if self.found is not None:
             return ""
-        text = self._held + text
-        # The first to complete wins, the longest of those: what reading character by character would find.
-        hits = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
-        if hits:
-            _, start, self.found = min(hits)
-            self._held = ""
-            return text[:start]
+        known, text = len(self._held), self._held + text
+        if may_stop:
+            # The first to complete wins, the longest of those: what reading character by character would find.
+            found = [(text.find(stop, max(0, known - len(stop) + 1)), stop) for stop in self._stop]
+            hits = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
+            if hits:
+                _, start, self.found = min(hits)
+                self._held = ""
+                return text[:start]
         keep = self._beginning(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from cllm.engine.attention import Windows
+from cllm.engine.attention import Attention, TorchAttention, Windows
 from cllm.engine.ops import Pages
 from cllm.errors import InputError
 
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlashWindows(Windows):
     """Windows with what FlashAttention-3 derives from them, which is the same in every layer of a forward.
 
@@ -47,15 +47,19 @@ class _Build:
 class FlashAttention3:
     """Without host synchronisation: may be captured in a CUDA graph.
 
+    Args:
+        masked: takes over where the windows have a mask, which FlashAttention-3 does not read; None: plain torch.
+
     Raises:
         InputError: FlashAttention-3 is not available for the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, masked: Attention | None = None) -> None:
         build = _load() if _is_hopper(device) else None
         if build is None:
             raise InputError(f"device: FlashAttention-3 needs a Hopper GPU and its package or vLLM, got {device}")
         self._build = build
+        self._masked = masked or TorchAttention()
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._offsets: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -64,14 +68,11 @@ class FlashAttention3:
         """Whether `device` is a Hopper GPU and one of the builds can be imported."""
         return _is_hopper(device) and _load() is not None
 
-    def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> FlashWindows:
-        """What a call needs beside the tensors of its layer, good for one forward. A call given plain windows does this
-        itself; done once for all layers it saves each of them small kernels.
+    def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> Windows:
+        """With the division of the work, so that not every layer computes it."""
+        return windows if windows.mask is not None else self._planned(windows, num_heads, pages)
 
-        Args:
-            num_heads: H.
-            pages: of any layer.
-        """
+    def _planned(self, windows: Windows, num_heads: int, pages: Pages) -> FlashWindows:
         batch, max_blocks = windows.tables_BM.shape
         _, block_tokens, num_kv, head_size = pages.keys_NSKD.shape
         # Sharing out a row's keys costs a second launch and scratch: only where processors would idle.
@@ -93,7 +94,13 @@ class FlashAttention3:
             num_splits=num_splits,
         )
         return FlashWindows(
-            windows.starts_B, windows.tables_BM, windows.width, lengths_B, offsets_P, num_splits, schedule
+            starts_B=windows.starts_B,
+            tables_BM=windows.tables_BM,
+            width=windows.width,
+            lengths_B=lengths_B,
+            offsets_P=offsets_P,
+            num_splits=num_splits,
+            schedule=schedule,
         )
 
     def __call__(self, q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.Tensor:
@@ -102,10 +109,12 @@ class FlashAttention3:
         Raises:
             InputError: the queries are neither bfloat16 nor float16.
         """
+        if windows.mask is not None:
+            return self._masked(q_THD, pages, windows)
         if q_THD.dtype not in DTYPES:
             raise InputError(f"q_THD: FlashAttention-3 takes bfloat16 and float16, not {q_THD.dtype}")
         if not isinstance(windows, FlashWindows):
-            windows = self.prepare(windows, q_THD.shape[1], pages)
+            windows = self._planned(windows, q_THD.shape[1], pages)
         return self._build.attend(q_THD, pages, windows)
 
     def _row_offsets(self, batch: int, width: int, device: torch.device) -> torch.Tensor:

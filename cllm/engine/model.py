@@ -294,6 +294,7 @@ class DecoderModel:
             cache: one entry a layer.
         """
         layers = self.weights.layers
+        windows = self.attention.prepare(windows, self.heads.num_queries, cache[0])
         positions_T = positions_T.clamp_max(self.shape.max_positions - 1)
         residual_TE = F.embedding(tokens_T, self.weights.embedding_VE)
         normed_TE = self.ops.norm(residual_TE, layers[0].attention_norm)

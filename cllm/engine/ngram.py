@@ -11,6 +11,27 @@ from collections.abc import Sequence
 from cllm.errors import InputError
 
 
+class GuessRace:
+    """Who guesses a row's next token better: the model, whose prediction was carried over from the step before, or the
+    n-grams. Judged by all rows together, for what decides is mostly the model: a consistency model's carried
+    predictions are worth more than n-grams, those of a plain one are not.
+    """
+
+    _MEMORY = 100.0  # tokens after which an observation weighs 1/e
+    _NEEDED_LEAD = 0.05  # of hits, before n-grams take the place of carried predictions
+
+    def __init__(self) -> None:
+        self._lead = 0.0  # hits of the n-grams less those of the model, a token
+
+    def note(self, carried: int, proposed: int, token: int) -> None:
+        """A token came, for which both had a guess."""
+        self._lead += ((proposed == token) - (carried == token) - self._lead) / self._MEMORY
+
+    @property
+    def ngrams_lead(self) -> bool:
+        return self._lead > self._NEEDED_LEAD
+
+
 class NgramPool:
     """Remembers which token came last after every context of 1 .. order - 1 tokens.
 

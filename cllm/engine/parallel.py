@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from cllm.decoding.records import Commit, DecodeRequest, DecodeResult
-from cllm.engine.engine import Engine, StepStats, run_to_end
+from cllm.decoding.stats import BackendStats, StepStats
+from cllm.engine.engine import Engine, added, run_to_end
 from cllm.engine.model import Shard
 
 _IDLE_TIMEOUT = timedelta(days=7)  # followers wait for the next step of an idle engine
@@ -83,7 +84,12 @@ class Leader:
 
     def generate(self, requests: Sequence[DecodeRequest]) -> list[DecodeResult]:
         """As `Engine.generate`."""
-        return run_to_end(self.engine, [self.add(request) for request in requests], self.step)
+        with added(self, requests) as keys:
+            return run_to_end(self.engine, keys, self.step)
+
+    def stats(self) -> BackendStats:
+        """As `Engine.stats`; the memory is rank 0's."""
+        return self.engine.stats()
 
     def close(self) -> None:
         """Send the followers home."""

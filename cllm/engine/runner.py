@@ -1,7 +1,8 @@
-"""Runs the model for the scheduler's plans. The only file that knows CUDA graphs, pinned memory and events.
+"""Runs the model for the scheduler's plans: on a GPU as CUDA graphs, whose results come back without a wait.
 
-Shapes: B rows (padded to a bucket where graphs are used), W window, T = B * W tokens, M blocks of a table,
-E hidden size, V vocabulary.
+Shapes: B rows (padded to a bucket where graphs are used), W window, X entries of a row's input or result, T = B * W
+tokens, P predictions read of a row, V vocabulary, M blocks of a table, E hidden size; of the cache N blocks, S tokens
+of a block, K key-value heads, D head size, C = two a layer (keys and values), Z = N * S places.
 """
 
 import time
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 
-from cllm.engine.attention import Windows
+from cllm.engine.attention import WindowMask, Windows
 from cllm.engine.config import EngineConfig
 from cllm.engine.model import DecoderModel
 from cllm.engine.ops import Pages
@@ -20,32 +22,20 @@ from cllm.engine.sampler import Logprobs, Sampler
 from cllm.engine.scheduler import Chunk
 from cllm.engine.sequence import Sequence
 from cllm.engine.state import DeviceState
+from cllm.engine.step import Launched, Step
 
 _GROUP_TOKENS = 8192  # of one forward that reads prompts
 _CHUNK_STEP = 16  # widths of such a forward are multiples of it
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """A step on its way to the host: `read` waits for it.
+class Move:
+    """`count` tokens of a row, the first one at `source`, go to `target` and behind."""
 
-    Attributes:
-        rows: the sequences, each with the admission that the step was launched for.
-        result_BX: host memory that will hold each row's number of committed tokens, then its W predictions.
-        logprobs: of the predictions, where a row asks for them; on the host as well.
-    """
-
-    rows: tuple[tuple[Sequence, int], ...]
-    width: int
-    result_BX: torch.Tensor
-    logprobs: Logprobs | None
-    event: "torch.cuda.Event | None"
-
-    def read(self) -> list[list[int]]:
-        """For each row its number of committed tokens, then its predictions. `logprobs` are there then, too."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.result_BX[: len(self.rows)].tolist()
+    row: Sequence
+    source: int
+    target: int
+    count: int
 
 
 class Runner:
@@ -64,18 +54,26 @@ class Runner:
         self.sampler = sampler
         self.device = model.device
         self.block_tokens = config.block_tokens
+        self.num_blocks = num_blocks
+        self._most_logits = bucket(config.max_rows) * config.width * model.shape.vocab_size
         self.state = DeviceState(
             num_rows=config.max_rows,
             max_tokens=config.max_tokens,
-            margin=config.window,
+            margin=config.width,
             block_tokens=config.block_tokens,
             fill_id=fill_id,
             device=self.device,
         )
-        self.cache = [self._pages(num_blocks) for _ in range(model.shape.num_layers)]
-        self._graphs: dict[tuple[int, int, bool], _StepGraph] = {}
+        layers, heads = model.shape.num_layers, model.heads
+        store = torch.zeros(
+            layers, 2, num_blocks, config.block_tokens, heads.num_kv, heads.size, dtype=model.dtype, device=self.device
+        )
+        self.cache = [Pages(keys_NSKD, values_NSKD) for keys_NSKD, values_NSKD in store]
+        self._store_CZKD = store.flatten(2, 3).flatten(0, 1)
+        self._graphs: dict[tuple[Step, int, bool], _StepGraph] = {}
         self._use_graphs = self.device.type == "cuda" and config.cuda_graphs
         self._memory = torch.cuda.graph_pool_handle() if self._use_graphs else None
+        self._logits: torch.Tensor | None = None
 
     @torch.inference_mode()
     def store(self, chunks: Many[Chunk]) -> None:
@@ -85,159 +83,181 @@ class Runner:
             starts_B = self.state.upload([chunk.start for chunk in group])
             tokens_BW = self.state.tokens_at(slots_B, self.state.positions(starts_B, width))
             end = max(chunk.start for chunk in group) + width
-            self._hidden_TE(slots_B, tokens_BW, starts_B, self._blocks_until(end))
+            self.hidden_TE(slots_B, tokens_BW, starts_B, self._blocks_until(end))
 
     @torch.inference_mode()
-    def decode(self, rows: Many[Sequence], width: int) -> Launched:
-        """Launch one step of windows of `width` tokens; the host need not wait for it."""
-        slots = [row.place for row in rows]
-        greedy = self.sampler.is_greedy(slots)
+    def launch(self, step: Step, rows: Many[Sequence], inputs: Many[Many[int]], *, alone: bool = True) -> Launched:
+        """Launch a step of these rows with an input for each; the host need not wait for it.
+
+        Args:
+            alone: nothing else was launched since the step before.
+        """
+        work = self.sampler.work(row.place for row in rows)
+        greedy = work == "greedy"
         if self._use_graphs:
-            result_BX, logprobs = self._graph(len(slots), width, greedy).run(slots)
+            result_BX, logprobs = self._graph(step, len(rows), greedy).run(inputs)
         else:
-            end = max(len(row.tokens) + row.num_in_flight for row in rows) + width
-            result_BX, logprobs = self._step(self.state.upload(slots), width, self._blocks_until(end), greedy)
-        return self._send(result_BX, logprobs, rows, width)
+            end = max(len(row.tokens) + row.num_in_flight for row in rows) + step.width
+            result_BX, logprobs = _run(step, self.state.upload(inputs), self._blocks_until(end), greedy=greedy)
+        result_BX, logprobs, event = self._send(result_BX, logprobs)
+        launched_for = tuple((row, row.admissions) for row in rows)
+        return Launched(launched_for, step.width, result_BX, logprobs, event, work, alone)
 
     @torch.inference_mode()
-    def capture(self, widths: Many[int]) -> None:
-        """Capture the greedy step's graphs for all batches now, so that no request waits for it."""
+    def move(self, moves: Many[Move]) -> None:
+        """Copy keys and values within rows, in all layers at once; what is written by one move none of them reads."""
+        pairs = [
+            (self._place(move.row, move.source + i), self._place(move.row, move.target + i))
+            for move in moves
+            for i in range(move.count)
+        ]
+        sources_X, targets_X = self.state.upload(pairs).unbind(1)
+        self._store_CZKD.index_copy_(1, targets_X, self._store_CZKD.index_select(1, sources_X))
+
+    @torch.inference_mode()
+    def capture(self, steps: Many[Step]) -> None:
+        """Capture the graphs of these steps for all batches, greedy and sampled, so that no request waits for one.
+
+        The largest come first: memory that they need is enough for the others.
+        """
         if self._use_graphs:
             for batch in sorted({bucket(rows) for rows in range(1, self.state.idle_slot + 1)}, reverse=True):
-                for width in widths:
-                    self._graph(batch, width, greedy=True)
+                for step in sorted(steps, key=lambda step: step.width, reverse=True):
+                    self._graph(step, batch, greedy=True)
+                    self._graph(step, batch, greedy=False)
 
     @torch.inference_mode()
-    def time_step(self, batch: int, width: int, context: int, repeats: int = 5) -> float:
-        """Median milliseconds of a greedy step of `batch` rows that have `context` tokens each; no row changes.
+    def time(self, step: Step, inputs: Many[Many[int]], end: int, *, greedy: bool, repeats: int = 5) -> float:
+        """Median milliseconds of a step whose rows end before position `end`.
 
         It also captures the step's graph, so that the first request does not wait for it.
         """
-        state = self.state
-        idle = state.idle_slot
-        state.length_R[idle] = state.limit_R[idle] = context  # full, so that it commits nothing
-        slots_B, num_blocks = state.upload([idle] * batch), self._blocks_until(context + width)
+        inputs_BX, num_blocks = self.state.upload(inputs), self._blocks_until(end)
         times = []
         for _ in range(repeats + 1):
             self.synchronise()
             start = time.perf_counter()
             if self._use_graphs:
-                self._graph(batch, width, greedy=True).run([idle] * batch)
+                self._graph(step, len(inputs), greedy).run(inputs)
             else:
-                self._step(slots_B, width, num_blocks, greedy=True)
+                _run(step, inputs_BX, num_blocks, greedy=greedy)
             self.synchronise()
             times.append(time.perf_counter() - start)
-        state.length_R[idle] = state.limit_R[idle] = 1
         return 1000 * median(times[1:])
+
+    def shared_logits(self, like_BPV: torch.Tensor) -> torch.Tensor:
+        """Memory for logits like these. All sampled steps share it: each is drawn from before the next one runs."""
+        if self._logits is None:
+            self._logits = torch.empty(self._most_logits, dtype=like_BPV.dtype, device=self.device)
+        return self._logits[: like_BPV.numel()].view(like_BPV.shape)
 
     def synchronise(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _pages(self, num_blocks: int) -> Pages:
-        heads = self.model.heads
-        shape = (num_blocks, self.block_tokens, heads.num_kv, heads.size)
-        return Pages(*(torch.zeros(shape, dtype=self.model.dtype, device=self.device) for _ in range(2)))
-
-    def _blocks_until(self, end: int) -> int:
-        return min(-(-end // self.block_tokens), self.state.tables_RM.shape[1])
-
-    def _hidden_TE(
-        self, slots_B: torch.Tensor, tokens_BW: torch.Tensor, starts_B: torch.Tensor, num_blocks: int
+    def hidden_TE(
+        self,
+        slots_B: torch.Tensor,
+        tokens_BW: torch.Tensor,
+        starts_B: torch.Tensor,
+        num_blocks: int,
+        *,
+        offsets_W: torch.Tensor | None = None,
+        mask: WindowMask | None = None,
     ) -> torch.Tensor:
-        """Final hidden states of windows; their keys and values are in the cache then."""
-        positions_BW = self.state.positions(starts_B, tokens_BW.shape[1])
+        """Final hidden states of windows; their keys and values are in the cache then, one behind the other.
+
+        Args:
+            starts_B: int64, where each row's window starts.
+            num_blocks: of each row's table, up to the end of every window, padding included; a table that is shorter
+                goes on with the null block.
+            offsets_W: int64 position of each token behind the start; None: they follow each other.
+            mask: as in `Windows`.
+        """
+        stored_BW = self.state.positions(starts_B, tokens_BW.shape[1])
         tables_BM = self.state.tables_RM[slots_B, :num_blocks]
-        index_BW = (positions_BW // self.block_tokens).clamp_max(num_blocks - 1)
-        places_BW = tables_BM.gather(1, index_BW).long() * self.block_tokens + positions_BW % self.block_tokens
-        windows = Windows(starts_B.int(), tables_BM, tokens_BW.shape[1])
+        tables_BM = F.pad(tables_BM, (0, num_blocks - tables_BM.shape[1]))
+        index_BW = (stored_BW // self.block_tokens).clamp_max(num_blocks - 1)
+        places_BW = tables_BM.gather(1, index_BW).long() * self.block_tokens + stored_BW % self.block_tokens
+        positions_BW = stored_BW if offsets_W is None else starts_B[:, None] + offsets_W
+        windows = Windows(starts_B.int(), tables_BM, tokens_BW.shape[1], mask)
         return self.model.hidden_TE(
             tokens_BW.flatten(), positions_BW.flatten(), places_BW.flatten(), windows, self.cache
         )
 
-    def _step(
-        self, slots_B: torch.Tensor, width: int, num_blocks: int, greedy: bool
-    ) -> tuple[torch.Tensor, Logprobs | None]:
-        """One whole step; what it gives is as in `Launched`."""
-        window_BW, logits_BWV = self._predict(slots_B, width, num_blocks)
-        if greedy:
-            return self._finish_greedy(slots_B, window_BW, logits_BWV), None
-        return self._finish_sampled(slots_B, window_BW, logits_BWV)
+    def _place(self, row: Sequence, index: int) -> int:
+        """Where the cache has a row's token."""
+        return row.blocks[index // self.block_tokens] * self.block_tokens + index % self.block_tokens
 
-    def _predict(self, slots_B: torch.Tensor, width: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
-        window_BW, starts_B = self.state.window(slots_B, width)
-        hidden_TE = self._hidden_TE(slots_B, window_BW, starts_B, num_blocks)
-        return window_BW, self.model.logits_RV(hidden_TE).unflatten(0, window_BW.shape)
+    def _blocks_until(self, end: int) -> int:
+        return -(-end // self.block_tokens)
 
-    def _finish_greedy(self, slots_B: torch.Tensor, window_BW: torch.Tensor, logits_BWV: torch.Tensor) -> torch.Tensor:
-        predictions_BW = logits_BWV.argmax(-1)
-        counts_B = self.state.accept(slots_B, window_BW, predictions_BW)
-        return torch.cat([counts_B[:, None], predictions_BW], dim=1)
-
-    def _finish_sampled(
-        self, slots_B: torch.Tensor, window_BW: torch.Tensor, logits_BWV: torch.Tensor
-    ) -> tuple[torch.Tensor, Logprobs | None]:
-        positions_BW = self.state.positions(self.state.length_R[slots_B], window_BW.shape[1])
-        predictions_BW = self.sampler.pick_BW(logits_BWV, window_BW, positions_BW, slots_B)
-        counts_B = self.state.accept(slots_B, window_BW, predictions_BW)
-        self.sampler.commit(slots_B, predictions_BW, counts_B)
-        logprobs = self.sampler.logprobs(logits_BWV, predictions_BW)
-        return torch.cat([counts_B[:, None], predictions_BW], dim=1), logprobs
-
-    def _send(self, result_BX: torch.Tensor, logprobs: Logprobs | None, rows: Many[Sequence], width: int) -> Launched:
-        launched_for = tuple((row, row.admissions) for row in rows)
+    def _send(
+        self, result_BX: torch.Tensor, logprobs: Logprobs | None
+    ) -> "tuple[torch.Tensor, Logprobs | None, torch.cuda.Event | None]":
+        """Results on their way to the host, and the event that says they are there."""
         if self.device.type != "cuda":
-            return Launched(launched_for, width, result_BX, logprobs, None)
+            return result_BX, logprobs, None
         if logprobs is not None:
             logprobs = Logprobs(*map(_to_host, (logprobs.chosen_BW, logprobs.top_BWK, logprobs.top_ids_BWK)))
         host_BX = _to_host(result_BX)
         event = torch.cuda.Event()
         event.record()
-        return Launched(launched_for, width, host_BX, logprobs, event)
+        return host_BX, logprobs, event
 
-    def _graph(self, batch: int, width: int, greedy: bool) -> "_StepGraph":
-        key = (bucket(batch), width, greedy)
+    def _graph(self, step: Step, batch: int, greedy: bool) -> "_StepGraph":
+        key = (step, bucket(batch), greedy)
         if key not in self._graphs:
             self._graphs[key] = _StepGraph(self, *key)
         return self._graphs[key]
 
 
 class _StepGraph:
-    """A captured step of one batch bucket and window. Idle slots fill up the batch.
+    """A captured step of one batch bucket. Idle rows fill up the batch.
 
     A greedy step is captured whole. Of a sampled one the model's part is; the sampler, whose work depends on the
-    requests, follows eagerly.
+    requests, follows eagerly. Graphs share their memory, so all that one leaves behind is its small results: logits for
+    the sampler are copied to a place outside.
     """
 
-    def __init__(self, runner: Runner, batch: int, width: int, greedy: bool) -> None:
+    def __init__(self, runner: Runner, step: Step, batch: int, greedy: bool) -> None:
         self.runner = runner
+        self.step = step
         self.greedy = greedy
-        state = runner.state
-        self.slots = [state.idle_slot] * batch
-        self.slots_B = state.upload(self.slots)
-        num_blocks = state.tables_RM.shape[1]
+        self.inputs: list[Many[int]] = [step.idle_input] * batch
+        self.inputs_BX = runner.state.upload(self.inputs)
+        num_blocks = runner.state.tables_RM.shape[1]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate their workspaces and kernels compile before the capture
-            runner._step(self.slots_B, width, num_blocks, greedy=True)
+            fed_BP, logits_BPV = step.predict(self.inputs_BX, num_blocks)
+            step.finish(self.inputs_BX, fed_BP, logits_BPV, greedy=True)
         torch.cuda.current_stream().wait_stream(stream)
+        if not greedy:
+            self.logits_BPV = runner.shared_logits(logits_BPV)
+        del logits_BPV
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=runner._memory):
-            window_BW, logits_BWV = runner._predict(self.slots_B, width, num_blocks)
-            self.outputs = (
-                (runner._finish_greedy(self.slots_B, window_BW, logits_BWV),) if greedy else (window_BW, logits_BWV)
-            )
+            self.fed_BP, logits_BPV = step.predict(self.inputs_BX, num_blocks)
+            if greedy:
+                self.result_BX, _ = step.finish(self.inputs_BX, self.fed_BP, logits_BPV, greedy=True)
+            else:
+                self.logits_BPV.copy_(logits_BPV)
 
-    def run(self, slots: list[int]) -> tuple[torch.Tensor, Logprobs | None]:
-        padded = slots + [self.runner.state.idle_slot] * (len(self.slots) - len(slots))
-        if padded != self.slots:
-            self.slots_B.copy_(self.runner.state.upload(padded))
-            self.slots = padded
+    def run(self, inputs: Many[Many[int]]) -> tuple[torch.Tensor, Logprobs | None]:
+        padded = [*inputs, *[self.step.idle_input] * (len(self.inputs) - len(inputs))]
+        if padded != self.inputs:
+            self.inputs_BX.copy_(self.runner.state.upload(padded))
+            self.inputs = padded
         self.graph.replay()
         if self.greedy:
-            return self.outputs[0], None
-        return self.runner._finish_sampled(self.slots_B, *self.outputs)
+            return self.result_BX, None
+        return self.step.finish(self.inputs_BX, self.fed_BP, self.logits_BPV, greedy=False)
+
+
+def _run(step: Step, inputs_BX: torch.Tensor, num_blocks: int, *, greedy: bool) -> tuple[torch.Tensor, Logprobs | None]:
+    return step.finish(inputs_BX, *step.predict(inputs_BX, num_blocks), greedy=greedy)
 
 
 def bucket(batch: int) -> int:

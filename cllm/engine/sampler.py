@@ -14,7 +14,12 @@ import torch
 
 from cllm.decoding.records import SamplingParams
 from cllm.decoding.sampling import Draws, write_place
+from cllm.engine.costs import Work
 from cllm.errors import InputError
+
+_WORKS: tuple[Work, ...] = ("greedy", "drawn", "adjusted")  # each includes the ones before
+DRAW_BYTES = 1 << 30  # most that a sampler takes for temporary tensors, roughly
+_AT_ONCE = DRAW_BYTES // 64  # logits: the longest chain of operations, top-p, takes up to 64 bytes for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class _Limits(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[SamplingParams, int]], device: torch.device) -> "_Limits":
-        """Of pairs of parameters and prompt length."""
+        """Of pairs of parameters and prompt length; without min_tokens no position is too early."""
 
         def floats(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
@@ -51,7 +56,9 @@ class _Limits(NamedTuple):
             floats([p.repetition_penalty for p, _ in rows]),
             floats([p.presence_penalty for p, _ in rows]),
             floats([p.frequency_penalty for p, _ in rows]),
-            torch.tensor([length + p.min_tokens for p, length in rows], dtype=torch.long, device=device),
+            torch.tensor(
+                [length + p.min_tokens if p.min_tokens else 0 for p, length in rows], dtype=torch.long, device=device
+            ),
         )
 
 
@@ -95,13 +102,24 @@ class Sampler:
         vocab_size: V, the width of the logits.
         eos_ids: the model's end-of-sequence tokens.
         device: of the logits.
+        at_once: logits that are worked on together; larger steps are worked off in slices of rows.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, eos_ids: Collection[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        vocab_size: int,
+        eos_ids: Collection[int],
+        device: torch.device,
+        *,
+        at_once: int = _AT_ONCE,
+    ) -> None:
+        self._at_once = at_once
         self._vocab_size = vocab_size
         self._eos_ids = frozenset(eos_ids)
         self._device = device
         self._params = [SamplingParams()] * num_slots
+        self._works = [0] * num_slots  # indices in `_WORKS`
         self._draws = Draws(self._params, device)
         self._limits = _Limits.of([(params, 0) for params in self._params], device)
         self._counts: _Counts | None = None
@@ -133,11 +151,11 @@ class Sampler:
 
     def is_greedy(self, slots: Iterable[int]) -> bool:
         """Whether the argmax of the logits is all that these slots need."""
-        return all(_is_greedy(self._params[slot]) for slot in slots)
+        return self.work(slots) == "greedy"
 
-    def needs_counts(self, slots: Iterable[int]) -> bool:
-        """Whether `commit` has to hear of the tokens of these slots."""
-        return any(self._params[slot].penalises for slot in slots)
+    def work(self, slots: Iterable[int]) -> Work:
+        """What a step of these slots takes: what the most demanding one does."""
+        return _WORKS[max((self._works[slot] for slot in slots), default=0)]
 
     def pick_BW(
         self,
@@ -154,6 +172,17 @@ class Sampler:
             positions_BW: integers, the positions being predicted; a response starts at its prompt's length.
             slots_B: int32 or int64, the rows' slots.
         """
+        num_rows = _num_rows(logits_BWV, self._at_once)
+        parts = (x.split(num_rows) for x in (logits_BWV, window_tokens_BW, positions_BW, slots_B))
+        return torch.cat([self._pick_BW(*part) for part in zip(*parts, strict=True)])
+
+    def _pick_BW(
+        self,
+        logits_BWV: torch.Tensor,
+        window_tokens_BW: torch.Tensor,
+        positions_BW: torch.Tensor,
+        slots_B: torch.Tensor,
+    ) -> torch.Tensor:
         allowed_BWV = logits_BWV
         if self._counts is not None and any(params.penalises for params in self._params):
             counts_BWV = self._counts.within_BWV(slots_B, window_tokens_BW)
@@ -167,7 +196,7 @@ class Sampler:
     def logprobs(self, logits_BWV: torch.Tensor, tokens_BW: torch.Tensor) -> Logprobs | None:
         """Of the tokens that were picked from these logits; None if no slot asks for any."""
         asked = [params.logprobs for params in self._params if params.logprobs is not None]
-        return raw_logprobs(logits_BWV, tokens_BW, max(asked)) if asked else None
+        return raw_logprobs(logits_BWV, tokens_BW, max(asked), self._at_once) if asked else None
 
     def commit(self, slots_B: torch.Tensor, tokens_BW: torch.Tensor, counts_B: torch.Tensor) -> None:
         """Note the first `counts_B` of each row's tokens as committed.
@@ -181,8 +210,9 @@ class Sampler:
             self._counts.add(slots_B, tokens_BW, counts_B)
 
     def _write(self, slot: int, params: SamplingParams, prompt_length: int) -> None:
-        before, self._params[slot] = self._params[slot], params
-        if _is_greedy(before) and _is_greedy(params):
+        before, self._works[slot] = self._works[slot], _WORKS.index(_work_of(params))
+        self._params[slot] = params
+        if before == self._works[slot] == 0:
             return  # the device's columns say so already, and a dozen tiny copies take longer than a small model's step
         self._draws.set(slot, params)
         write_place(self._limits, slot, _Limits.of([(params, prompt_length)], torch.device("cpu")))
@@ -199,13 +229,32 @@ class Sampler:
         return logits_BWV - frequency_B11 * counts_BWV - presence_B11 * in_output_BWV
 
 
-def _is_greedy(params: SamplingParams) -> bool:
-    is_plain = not params.penalises and params.min_tokens == 0 and params.logprobs is None
-    return params.temperature == 0 and is_plain
+def _work_of(params: SamplingParams) -> Work:
+    is_filtered = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+    if is_filtered or params.penalises or params.logprobs is not None:
+        return "adjusted"
+    return "drawn" if params.temperature > 0 or params.min_tokens > 0 else "greedy"
 
 
-def raw_logprobs(logits_BWV: torch.Tensor, tokens_BW: torch.Tensor, num_top: int) -> Logprobs:
-    """Of the tokens and of the `num_top` likeliest ones (of all, if the vocabulary is smaller)."""
+def _num_rows(logits_BWV: torch.Tensor, at_once: int) -> int:
+    """B of a slice; a single row is never cut."""
+    return max(1, at_once // logits_BWV[0].numel())
+
+
+def raw_logprobs(logits_BWV: torch.Tensor, tokens_BW: torch.Tensor, num_top: int, at_once: int = _AT_ONCE) -> Logprobs:
+    """Of the tokens and of the `num_top` likeliest ones (of all, if the vocabulary is smaller).
+
+    Args:
+        at_once: logits that are worked on together.
+    """
+    num_rows = _num_rows(logits_BWV, at_once)
+    parts = zip(logits_BWV.split(num_rows), tokens_BW.split(num_rows), strict=True)
+    found = [_raw_logprobs(part_BWV, part_BW, num_top) for part_BWV, part_BW in parts]
+    columns = zip(*((part.chosen_BW, part.top_BWK, part.top_ids_BWK) for part in found), strict=True)
+    return Logprobs(*map(torch.cat, columns))
+
+
+def _raw_logprobs(logits_BWV: torch.Tensor, tokens_BW: torch.Tensor, num_top: int) -> Logprobs:
     raw_BWV = logits_BWV.float()
     total_BW1 = raw_BWV.logsumexp(-1, keepdim=True)
     top_BWK, top_ids_BWK = raw_BWV.topk(min(num_top, raw_BWV.shape[-1]), dim=-1)

@@ -5,7 +5,6 @@ admitted last gives its blocks back and waits at the front, to be recomputed fro
 """
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cllm.engine.blocks import BlockPool
@@ -27,16 +26,23 @@ class Plan:
     """One step: what changes on the device before it, prompts to read, rows to decode.
 
     Attributes:
+        preempted: slots taken from sequences, before any of them is given away again.
         admitted: sequences that got a slot since the last plan.
         grown: (sequence, index of its first new block).
         chunks: prompt pieces to store before decoding.
         rows: sequences to decode.
     """
 
+    preempted: list[int] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     grown: list[tuple[Sequence, int]] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     rows: list[Sequence] = field(default_factory=list)
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether the step does nothing but decode rows that were there before."""
+        return not self.admitted and not self.chunks
 
 
 class Scheduler:
@@ -48,22 +54,27 @@ class Scheduler:
         max_tokens: longest sequence, prompt and response.
         prefill_tokens: prompt tokens read in one step.
         growth_blocks: blocks that a running sequence takes at once, while there are plenty.
+        overhang: tokens that a step may store behind a sequence's longest length, and read again.
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_rows: int, max_tokens: int, prefill_tokens: int, growth_blocks: int = 4
+        self,
+        pool: BlockPool,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        prefill_tokens: int,
+        growth_blocks: int = 4,
+        overhang: int = 0,
     ) -> None:
         self.pool = pool
         self.max_tokens = max_tokens
         self.prefill_tokens = prefill_tokens
         self.growth_blocks = growth_blocks
+        self.overhang = overhang
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in the order of admission
         self._slots = list(range(max_rows - 1, -1, -1))
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request.
@@ -75,10 +86,9 @@ class Scheduler:
         length = f"{sequence.num_prompt} prompt tokens and max_new_tokens={request.max_new_tokens}"
         if sequence.max_length > self.max_tokens:
             raise InputError(f"{length} make {sequence.max_length}, the engine's max_tokens is {self.max_tokens}")
-        if self.pool.blocks_for(sequence.max_length) > self.pool.num_blocks - 1:
+        if self._most_blocks(sequence) > self.pool.num_blocks - 1:
             raise InputError(
-                f"{length} need {self.pool.blocks_for(sequence.max_length)} cache blocks, there are "
-                f"{self.pool.num_blocks - 1}"
+                f"{length} need {self._most_blocks(sequence)} cache blocks, there are {self.pool.num_blocks - 1}"
             )
         self.waiting.append(sequence)
 
@@ -109,6 +119,7 @@ class Scheduler:
                 continue
             while not self._extend(sequence, missing):
                 victim = self.running[-1]
+                plan.preempted.append(victim.place)
                 self._preempt(victim)
                 if victim is sequence:
                     break
@@ -120,11 +131,11 @@ class Scheduler:
         while self.waiting and self._slots:
             sequence = self.waiting[0]
             # The last known token is fed by the first window, whose keys are its own: it is never part of a prefix.
-            matched = self.pool.match(sequence.tokens[:-1])
+            matched = self.pool.match(self._digests(sequence, len(sequence.tokens) - 1))
             sequence.blocks = list(matched)
             missing = self._blocks_needed(sequence, window) - len(matched)
             # a block for each running sequence that is still to grow, else it would soon preempt the new one
-            spare = sum(len(row.blocks) < self.pool.blocks_for(row.max_length) for row in self.running)
+            spare = sum(len(row.blocks) < self._most_blocks(row) for row in self.running)
             if self.pool.num_available < missing + spare or not self._extend(sequence, missing):
                 self.pool.release(matched)
                 sequence.blocks = []
@@ -143,23 +154,36 @@ class Scheduler:
                 continue
             if budget == 0:
                 return
-            count = min(budget, len(sequence.tokens) - 1 - sequence.num_stored)
-            plan.chunks.append(Chunk(sequence, sequence.num_stored, count))
+            start, count = sequence.num_stored, min(budget, len(sequence.tokens) - 1 - sequence.num_stored)
+            plan.chunks.append(Chunk(sequence, start, count))
             sequence.num_stored += count
             budget -= count
-            # Later steps run after this one on the device, so the content is there before anyone reads it.
-            self.pool.publish(sequence.tokens[: min(sequence.num_stored, sequence.num_prompt)], sequence.blocks)
+            self._publish(sequence, start // self.pool.block_tokens)
+
+    def _publish(self, sequence: Sequence, first: int) -> None:
+        """Offer the prompt's blocks that are stored, from number `first` on, to sequences with the same beginning.
+
+        Later steps run after this one on the device, so the content is there before anyone reads it.
+        """
+        digests = self._digests(sequence, min(sequence.num_stored, sequence.num_prompt))
+        self.pool.publish(digests[first:], sequence.blocks[first : len(digests)])
+
+    def _digests(self, sequence: Sequence, end: int) -> list[bytes]:
+        return self.pool.digests(sequence.tokens, end, sequence.digests)
 
     def _blocks_needed(self, sequence: Sequence, window: int) -> int:
         last = len(sequence.tokens) + sequence.num_in_flight + window - 1
-        return self.pool.blocks_for(min(last, sequence.max_length))
+        return min(self.pool.blocks_for(last), self._most_blocks(sequence))
+
+    def _most_blocks(self, sequence: Sequence) -> int:
+        return self.pool.blocks_for(sequence.max_length + self.overhang)
 
     def _extend(self, sequence: Sequence, missing: int) -> bool:
         """Give the sequence `missing` blocks, and some more while the cache is rather empty."""
         if missing <= 0:
             return True
         if self.pool.num_available > self.pool.num_blocks // 4:
-            most = self.pool.blocks_for(sequence.max_length) - len(sequence.blocks)
+            most = self._most_blocks(sequence) - len(sequence.blocks)
             missing = max(missing, min(self.growth_blocks, most, self.pool.num_available))
         blocks = self.pool.allocate(missing)
         sequence.blocks += blocks or []
@@ -176,11 +200,11 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.slot, sequence.blocks, sequence.num_stored, sequence.num_in_flight = None, [], 0, 0
 
-    def check(self, others: Iterable[list[int]] = ()) -> None:
+    def check(self) -> None:
         """Assert that slots and blocks are consistent (for tests)."""
         slots = [sequence.slot for sequence in self.running]
         assert None not in slots
         assert len(set(slots)) == len(slots), "two sequences share a slot"
         assert not set(slots) & set(self._slots), "a used slot is free"
         assert all(sequence.slot is None and not sequence.blocks for sequence in self.waiting)
-        self.pool.check([*(sequence.blocks for sequence in self.running), *others])
+        self.pool.check([sequence.blocks for sequence in self.running])

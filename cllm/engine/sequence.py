@@ -50,6 +50,7 @@ class Sequence:
         tokens: prompt and committed tokens.
         slot: its place in the batch, or None while it waits.
         blocks: cache blocks it owns, in the order of its tokens.
+        digests: of the blocks that its tokens fill, as far as `BlockPool.digests` was asked for them.
         num_stored: tokens whose keys and values are in the cache or will be when the launched work is done.
         num_in_flight: upper bound on tokens that launched steps may commit and the host has not read yet.
         admissions: how often it got a slot; a step launched before the last time does not count any more.
@@ -72,6 +73,7 @@ class Sequence:
         self.tokens = list(request.prompt_ids)
         self.slot: int | None = None
         self.blocks: list[int] = []
+        self.digests: list[bytes] = []
         self.num_stored = 0
         self.num_in_flight = 0
         self.admissions = 0

@@ -57,6 +57,21 @@ class DeviceState:
         self.block_size_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.fill_id = fill_id
 
+    def rehearse(self, num_rows: int, context: int, width: int, num_blocks: int) -> None:
+        """Rows of `context` tokens in the first slots, full, so that steps commit nothing; each has its own blocks, as
+        far as a cache of `num_blocks` has enough.
+        """
+        blocks = -(-(context + width) // self.block_tokens)
+        numbers = 1 + torch.arange(num_rows * blocks, dtype=torch.int32, device=self.device) % (num_blocks - 1)
+        self.tables_RM[:num_rows, :blocks] = numbers.view(num_rows, blocks)
+        self.length_R[:num_rows] = self.limit_R[:num_rows] = context
+
+    def reset(self) -> None:
+        """No row is there."""
+        self.tables_RM.zero_()
+        self.length_R.fill_(1)
+        self.limit_R.fill_(1)
+
     def admit(self, entries: Many[Entry]) -> None:
         """Lay out the rows in their slots."""
         tokens_AL = np.full((len(entries), self.tokens_RL.shape[1]), self.fill_id)

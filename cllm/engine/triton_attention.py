@@ -16,6 +16,7 @@ from cllm.engine.ops import Pages
 from cllm.errors import InputError
 
 _MAX_HEAD_SIZE = 256
+_MOST_KEYS = 64  # of a step: one word of a mask
 _KEY_TILE_BYTES = 16_384  # two of keys and two of values at a time: 64 KB of shared memory
 _ACCUMULATORS = 128 * 128  # float32 sums of one program: 64 registers of each thread of 8 warps
 
@@ -56,6 +57,10 @@ class TritonAttention:
         # Never more than these are in use, and graphs hold their address: allocated once.
         self._arrivals = torch.zeros(num_programs, dtype=torch.int32, device=device)
 
+    def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> Windows:
+        """Nothing is shared by layers."""
+        return windows
+
     def __call__(self, q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.Tensor:
         """Implements `Attention`.
 
@@ -66,7 +71,7 @@ class TritonAttention:
             InputError: shapes, dtypes or strides that the kernel would misread.
         """
         _check(q_THD, pages, windows)
-        batch, width = len(windows.starts_B), windows.width
+        batch, width, mask = len(windows.starts_B), windows.width, windows.mask
         (num_tokens, num_heads, head_size), (_, block_tokens, num_kv, _) = q_THD.shape, pages.keys_NSKD.shape
         out_THD = torch.empty(num_tokens, num_heads, head_size, dtype=q_THD.dtype, device=q_THD.device)
         group = num_heads // num_kv
@@ -81,11 +86,13 @@ class TritonAttention:
             out_THD,
             windows.starts_B,
             windows.tables_BM,
+            windows.starts_B if mask is None else mask.bits_WX,
             partial,
             stats,
             self._arrivals,
             math.log2(math.e) / math.sqrt(head_size),
             width,
+            0 if mask is None else mask.bits_WX.stride(0),
             tiles.num_splits,
             windows.tables_BM.stride(0),
             *q_THD.stride()[:2],
@@ -98,6 +105,7 @@ class TritonAttention:
             BLOCK_N=tiles.keys,
             BLOCK_D=tiles.head_size,
             MERGE_STAGES=tiles.merge_stages,
+            MASKED=mask is not None,
             PDL=self._pdl,
             num_warps=tiles.num_warps,
             # One for the block numbers, whose arrival the loads of keys and values wait for; two each for both.
@@ -109,7 +117,7 @@ class TritonAttention:
     def _cut(self, q_THD: torch.Tensor, num_heads: int, num_rows: int, max_keys: int) -> _Tiles:
         """Cut `num_heads` key-value heads (of all rows) that have `num_rows` query rows and up to `max_keys` keys."""
         head_size = max(16, triton.next_power_of_2(q_THD.shape[-1]))
-        keys = min(64, max(16, _KEY_TILE_BYTES // (head_size * q_THD.element_size())))
+        keys = min(_MOST_KEYS, max(16, _KEY_TILE_BYTES // (head_size * q_THD.element_size())))
         rows = max(16, triton.next_power_of_2(num_rows))
         if q_THD.dtype == torch.float32:
             rows = 16  # multiplied without tensor cores, from registers
@@ -150,6 +158,8 @@ def _check(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> None:
         raise InputError("windows: starts and tables must be int32")
     if windows.tables_BM.shape[0] != len(windows.starts_B):
         raise InputError(f"windows: {len(windows.starts_B)} starts, but {windows.tables_BM.shape[0]} tables")
+    if windows.mask is not None and len(windows.mask.visible_WW) != windows.width:
+        raise InputError(f"windows: mask of {len(windows.mask.visible_WW)} tokens, windows of {windows.width}")
     contiguous = (q_THD, keys_NSKD, windows.starts_B, windows.tables_BM)
-    if any(tensor.stride(-1) != 1 for tensor in contiguous):
+    if any(tensor.stride(-1) != 1 for tensor in contiguous if tensor.shape[-1] != 1):
         raise InputError("q_THD, pages and windows: the last dimension must be contiguous")

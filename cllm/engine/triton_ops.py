@@ -69,13 +69,15 @@ class TritonOps:
             num_tokens: T of the forwards to come; each stands for its bucket.
 
         Returns:
-            Microseconds of each plan tried.
+            Microseconds of each plan tried; none for weights that are stored in another form (int8).
 
         Raises:
             InputError: no layers, or of different shapes.
         """
         if len({linear.weight_OI.shape for linear in linears}) != 1:
             raise InputError("linears: layers of one shape are needed")
+        if not _is_plain(linears[0].weight_OI):
+            return {}
         weights = tuning.weights_for_calls([linear.weight_OI for linear in linears])
         layers = [Linear(weight_OI, linears[0].bias_O) for weight_OI in weights]
         measured = {}
@@ -274,10 +276,10 @@ class TritonOps:
         return {"num_warps": num_warps, "PDL": self._pdl, **options}
 
     def _plan(self, op: Op, x_TI: torch.Tensor, linear: Linear) -> Plan | None:
-        """What to launch; None stands for cuBLAS."""
+        """What to launch; None stands for cuBLAS, or for what torch does with weights stored in another form."""
         _check_linear(x_TI, linear)
         tokens = plans.bucket(len(x_TI))
-        if tokens is None or x_TI.shape[1] % 16:
+        if tokens is None or x_TI.shape[1] % 16 or not _is_plain(linear.weight_OI):
             return None
         key = _key(op, tokens, linear)
         return self._plans[key] if key in self._plans else plans.untried(key, _processors(x_TI.device))
@@ -297,6 +299,11 @@ class TritonOps:
             return tuning.microseconds([functools.partial(run, layer) for layer in layers])
         except OutOfResources:
             return float("inf")
+
+
+def _is_plain(weight_OI: torch.Tensor) -> bool:
+    """Whether the tensor's memory holds its numbers: that of int8 weights, for one, is a tensor subclass's affair."""
+    return type(weight_OI) is torch.Tensor or type(weight_OI) is torch.nn.Parameter
 
 
 def _key(op: Op, tokens: int, linear: Linear) -> PlanKey:

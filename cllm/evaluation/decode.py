@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from cllm.decoding.backend import Backend
 from cllm.decoding.records import DecodeRequest, DecodeResult, Refill, SamplingParams
 from cllm.engine.config import EngineConfig
-from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
-from cllm.evaluation.subject import Subject
+from cllm.evaluation.subject import Decodable
+from cllm.models import release_memory
 from cllm.recipe import EvaluateConfig
 from cllm.tasks.prompts import Prompt
 
@@ -33,41 +34,77 @@ def methods(block_size: int) -> tuple[Method, ...]:
     )
 
 
+class Open(Protocol):
+    """Opens a backend that decodes a model by a method."""
+
+    def __call__(
+        self, method: Method, subject: Decodable, config: EvaluateConfig, *, rows: int, max_tokens: int, record: bool
+    ) -> Backend: ...
+
+
+def open_engine(
+    method: Method, subject: Decodable, config: EvaluateConfig, *, rows: int, max_tokens: int, record: bool
+) -> Backend:
+    """Our engine; `record` keeps the trajectories where the method has any (refill block)."""
+    settings = EngineConfig(
+        window=method.block_size,
+        refill=method.refill,
+        record=record and method.refill == "block",
+        guess=config.guess,
+        max_rows=rows,
+        max_tokens=max_tokens,
+    )
+    return build_engine(subject.decoder, settings, eos_ids=subject.eos_ids, pad_id=subject.pad_id)
+
+
 class Engines:
-    """A model's engines, one for each method, built when they are first asked for.
+    """A model's engines, one at a time: one is open until another method's is asked for. Each takes as much of a GPU as
+    `rows` full rows need, or all there is, so a second one of a large model would find no room.
 
     Args:
         prompts: all that will be decoded; the longest decides how much room a row gets.
         rows: prompts decoded together.
-        record: keep the trajectories where the method has any (refill block).
+        record: keep the trajectories where the method has any (refill block) and the engine tells them.
+        opens: whose engines; ours if nothing is said.
     """
 
     def __init__(
-        self, subject: Subject, config: EvaluateConfig, prompts: Sequence[Prompt], *, rows: int, record: bool
+        self,
+        subject: Decodable,
+        config: EvaluateConfig,
+        prompts: Sequence[Prompt],
+        *,
+        rows: int,
+        record: bool,
+        opens: Open = open_engine,
     ) -> None:
         self.subject = subject
-        self.config = config
-        self.rows = rows
-        self.record = record
-        self.max_tokens = max(len(prompt.prompt_ids) for prompt in prompts) + config.max_new_tokens
-        self._engines: dict[MethodName, Engine] = {}
+        self._config = config
+        self._rows = rows
+        self._record = record
+        self._max_tokens = max(len(prompt.prompt_ids) for prompt in prompts) + config.max_new_tokens
+        self._opens = opens
+        self._open: tuple[MethodName, Backend] | None = None
 
-    def __getitem__(self, method: Method) -> Engine:
-        if method.name not in self._engines:
-            self._engines[method.name] = self._build(method)
-        return self._engines[method.name]
+    def __getitem__(self, method: Method) -> Backend:
+        if self._open is None or self._open[0] != method.name:
+            self._close()
+            engine = self._opens(
+                method,
+                self.subject,
+                self._config,
+                rows=self._rows,
+                max_tokens=self._max_tokens,
+                record=self._record,
+            )
+            self._open = method.name, engine
+        return self._open[1]
 
-    def _build(self, method: Method) -> Engine:
-        config = EngineConfig(
-            window=method.block_size,
-            refill=method.refill,
-            record=self.record and method.refill == "block",
-            guess=self.config.guess,
-            max_rows=self.rows,
-            max_tokens=self.max_tokens,
-        )
-        subject = self.subject
-        return build_engine(subject.decoder, config, eos_ids=subject.eos_ids, pad_id=subject.pad_id)
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+            release_memory(self.subject.decoder.device)
 
 
 def make_request(prompt: Prompt, config: EvaluateConfig) -> DecodeRequest:
@@ -75,7 +112,7 @@ def make_request(prompt: Prompt, config: EvaluateConfig) -> DecodeRequest:
     return DecodeRequest(prompt.prompt_ids, config.max_new_tokens, SamplingParams(seed=int(prompt.prompt_id, 16)))
 
 
-def decode(engine: Engine, prompts: Sequence[Prompt], config: EvaluateConfig) -> list[DecodeResult]:
+def decode(engine: Backend, prompts: Sequence[Prompt], config: EvaluateConfig) -> list[DecodeResult]:
     """Responses in the order of the prompts."""
     return engine.generate([make_request(prompt, config) for prompt in prompts])
 

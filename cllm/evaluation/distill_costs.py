@@ -102,8 +102,7 @@ def packed_cost_of_lengths(num_prompt: int, num_response: int, block_size: int, 
 def compare_on(source: DocumentSource, row_tokens: int, block_size: int, loss: LossConfig, seed: int) -> CostComparison:
     """Both schemes over the first epoch of `source`. Responses that train no block are left out of the three forwards,
     but not of the packed rows."""
-    stream = RowStream(source, row_tokens, seed)
-    rows = stream.take(stream.rows_per_epoch)
+    rows = list(RowStream(source, row_tokens, seed).epoch_rows(0))
     trained = [document for row in rows for document in row if document.spans]
     three = add_costs(three_forwards_cost(len(d.prompt_ids), len(d.response_ids), block_size) for d in trained)
     return CostComparison(packed_cost(rows, row_tokens, block_size, loss), three)

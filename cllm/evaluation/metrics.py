@@ -47,6 +47,21 @@ def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Est
     return Estimate(fmean(differences), max(-1.0, centre - half), min(1.0, centre + half))
 
 
+def ratio_of_sums(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
+    """Sum of `tops` over the sum of `bottoms`, a pair for each prompt, with its 95% interval over prompts.
+
+    The interval is that of the linearised ratio (delta method), so it takes a few prompts to hold; for one prompt it is
+    the value alone. What belongs to one prompt (the turns of a conversation) is to be added up before.
+    """
+    n, total = len(tops), sum(bottoms)
+    value = sum(tops) / total
+    if n < 2:
+        return Estimate(value, value, value)
+    squares = sum((top - value * bottom) ** 2 for top, bottom in zip(tops, bottoms, strict=True))
+    half = _Z95 * math.sqrt(squares * n / (n - 1)) / total
+    return Estimate(value, value - half, value + half)
+
+
 def tokens_per_forward(accepted: Iterable[Sequence[int]]) -> float:
     """Total new tokens over total forward passes. `accepted`: for each response, tokens committed by each forward."""
     counts = [count for row in accepted for count in row]

@@ -15,7 +15,7 @@ from cllm.evaluation.metrics import (
     step_histogram,
     tokens_per_forward,
 )
-from cllm.evaluation.outputs import ChunkOutputs, Output
+from cllm.evaluation.outputs import ChunkLikelihood, ChunkOutputs, Output
 from cllm.evaluation.perplexity import NegativeLogLikelihood
 from cllm.evaluation.subject import SUBJECTS, SubjectName
 from cllm.evaluation.timing import Timing
@@ -49,16 +49,18 @@ class Measurements:
 
 
 def merge_chunks(
-    prompts: Sequence[Prompt], chunks: Iterable[ChunkOutputs]
+    prompts: Sequence[Prompt], chunks: Iterable[ChunkOutputs | ChunkLikelihood]
 ) -> tuple[dict[Key, list[Output]], dict[SubjectName, NegativeLogLikelihood]]:
     """Outputs in the order of `prompts`, and total likelihoods, from chunks in any order."""
     found: dict[Key, dict[str, Output]] = {}
     nll = dict.fromkeys(SUBJECTS, NegativeLogLikelihood(0.0, 0))
     for chunk in chunks:
-        nll[chunk.subject] += chunk.nll
-        for method, outputs in chunk.outputs.items():
-            found.setdefault((chunk.subject, method), {}).update(zip(chunk.prompt_ids, outputs, strict=True))
-    ordered = {key: [by_id[prompt.prompt_id] for prompt in prompts] for key, by_id in found.items()}
+        if isinstance(chunk, ChunkLikelihood):
+            nll[chunk.subject] += chunk.nll
+        else:
+            by_id = zip(chunk.prompt_ids, chunk.outputs, strict=True)
+            found.setdefault((chunk.subject, chunk.method), {}).update(by_id)
+    ordered = {key: [outputs[prompt.prompt_id] for prompt in prompts] for key, outputs in found.items()}
     return ordered, nll
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
+import torch
+
+from cllm.decoding.backend import Backend
 from cllm.decoding.records import DecodeRequest
-from cllm.engine.engine import Engine
 from cllm.evaluation.decode import Engines, Method, make_request
-from cllm.evaluation.subject import Subject
+from cllm.evaluation.subject import Decodable
 from cllm.recipe import EvaluateConfig
 from cllm.tasks.prompts import Prompt
 
@@ -39,7 +41,7 @@ class Timing:
 
 
 def time_methods(
-    candidates: Mapping[_Key, tuple[Subject, Method]], prompts: Sequence[Prompt], config: EvaluateConfig
+    candidates: Mapping[_Key, tuple[Decodable, Method]], prompts: Sequence[Prompt], config: EvaluateConfig
 ) -> dict[_Key, Timing]:
     """Time every candidate on the same prompts, `config.speed_repeats` times over.
 
@@ -58,7 +60,7 @@ def time_methods(
     return {key: Timing(tuple(speeds[key] for speeds in repeats)) for key in engines}
 
 
-def _time_round(engines: Mapping[_Key, Engine], requests: Sequence[DecodeRequest]) -> dict[_Key, float]:
+def _time_round(engines: Mapping[_Key, Backend], requests: Sequence[DecodeRequest]) -> dict[_Key, float]:
     """Tokens per second of each engine over all requests, in turns."""
     keys = list(engines)
     tokens, seconds = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0.0)
@@ -71,9 +73,15 @@ def _time_round(engines: Mapping[_Key, Engine], requests: Sequence[DecodeRequest
     return {key: tokens[key] / seconds[key] for key in keys}
 
 
-def _time_one(engine: Engine, request: DecodeRequest) -> tuple[int, float]:
-    engine.runner.synchronise()
+def _time_one(engine: Backend, request: DecodeRequest) -> tuple[int, float]:
+    _synchronise()
     start = time.perf_counter()
     (result,) = engine.generate([request])
-    engine.runner.synchronise()
+    _synchronise()
     return len(result.token_ids), time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    """Wait for what an engine that plans ahead has launched already."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from cllm.tasks.synthetic_sql import SyntheticSqlConfig
 _SCRATCH = ScratchConfig(
     vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=2, max_positions=512
 )
-_OPTIM = OptimConfig(steps=10, learning_rate=1e-3, row_tokens=512, rows_per_step=2, checkpoint_every=5, log_every=5)
+_OPTIM = OptimConfig(steps=10, learning_rate=1e-3, row_tokens=512, rows_per_step=4, checkpoint_every=5, log_every=5)
 
 
 def debug() -> Recipe:

@@ -1,5 +1,7 @@
 """The main job on a laptop: text to SQL on six databases, from random weights to a CLLM, on two CPU cores."""
 
+from typing import Literal
+
 from cllm.recipe import (
     BaselinesConfig,
     CollectConfig,
@@ -31,62 +33,38 @@ def demo() -> Recipe:
         task=SyntheticSqlConfig(num_train=26_000, num_validation=500, num_test=600, databases="runs/demo/databases"),
         prompts=PromptConfig(max_prompt_tokens=96, max_response_tokens=128),
         teacher=ModelConfig(scratch=ScratchConfig(vocab_size=640)),
-        finetune=FinetuneConfig(
-            optim=OptimConfig(
-                optimizer="muon",
-                steps=660,
-                learning_rate=2e-3,
-                warmup_ratio=0.05,
-                row_tokens=256,
-                rows_per_step=8,
-                checkpoint_every=400,
-                log_every=50,
-            )
-        ),
+        finetune=FinetuneConfig(optim=_optim(660, 2e-3)),
         collect=CollectConfig(
             block_size=16, num_prompts=3_600, max_new_tokens=128, guess="pad", shard_prompts=450, batch_size=150
         ),
         train=TrainConfig(
-            optim=OptimConfig(
-                optimizer="muon",
-                steps=820,
-                learning_rate=1e-3,
-                warmup_ratio=0.05,
-                row_tokens=256,
-                rows_per_step=8,
-                checkpoint_every=400,
-                log_every=50,
-            ),
+            optim=_optim(820, 1e-3),
             loss=LossConfig(ar_weight=2.5, states="guess", on_policy_iterations=2, states_per_block=2),
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(
                 scratch=LlamaShape(hidden_size=96, intermediate_size=256, num_layers=1, num_heads=3, num_kv_heads=3),
-                optim=OptimConfig(
-                    optimizer="muon",
-                    steps=820,
-                    learning_rate=2e-3,
-                    warmup_ratio=0.05,
-                    row_tokens=256,
-                    rows_per_step=8,
-                    checkpoint_every=400,
-                    log_every=50,
-                ),
+                optim=_optim(820, 2e-3),
             ),
             medusa=MedusaConfig(
                 num_heads=4,
-                optim=OptimConfig(
-                    steps=820,
-                    learning_rate=1e-3,
-                    warmup_ratio=0.05,
-                    row_tokens=256,
-                    rows_per_step=8,
-                    checkpoint_every=400,
-                    log_every=50,
-                ),
+                optim=_optim(820, 1e-3, "adamw"),
             ),
         ),
         evaluate=EvaluateConfig(
             num_prompts=600, max_new_tokens=128, block_size=16, guess="pad", batch_size=150, speed_prompts=16
         ),
+    )
+
+
+def _optim(steps: int, learning_rate: float, optimizer: Literal["adamw", "muon"] = "muon") -> OptimConfig:
+    return OptimConfig(
+        optimizer=optimizer,
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup_ratio=0.05,
+        row_tokens=256,
+        rows_per_step=8,
+        checkpoint_every=400,
+        log_every=50,
     )

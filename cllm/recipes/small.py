@@ -82,7 +82,8 @@ def _small(
         train=TrainConfig(
             optim=_optim(train_steps, 8e-4),
             loss=loss,
-            validate_every=500,
+            validate_every=250,
+            patience=4,  # a thousand steps: students overfit long before the last one (docs/log.md)
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(

@@ -1,14 +1,13 @@
-"""All cells in one table; what is missing; and where the figures are from."""
+"""All cells in one table, and those that were not timed in another one."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from cllm.bench.compare import Row, chance_apart, sampling_text
-from cllm.bench.matrix_results import CellRecord, MatrixResults
-from cllm.report.ablation import AblationDocument
+from cllm.bench.compare import Answered, Row, chance_apart, sampling_text
+from cllm.bench.matrix_results import MatrixResults
+from cllm.bench.result import CellResult
 from cllm.report.page import NOTHING, Section, Table, Value
-from cllm.report.values import number, percent, percent_interval, points, ratio_range, spread
+from cllm.report.sources import COLUMN, Sources
+from cllm.report.values import number, parameters, percent, percent_interval, points, ratio_range, spread
 from cllm.tasks.base import UNSCORED
 
 _Column = tuple[str, Callable[[Row], Value]]
@@ -23,7 +22,7 @@ _FIGURES: tuple[_Column, ...] = (
     ("× vLLM AR", lambda row: ratio_range(row.over_vllm)),
     ("tokens/forward", lambda row: number(row.result.tpf, 2)),
     ("accuracy (95% CI)", lambda row: percent_interval(row.accuracy)),
-    ("− teacher AR, points", lambda row: points(row.minus_teacher, noise=not row.differs_from_teacher)),
+    ("− teacher AR, points", lambda row: points(row.minus_teacher)),
     ("same tokens as AR", lambda row: percent(row.identical)),
     ("tokens/response", lambda row: number(row.result.mean_response_tokens, 1)),
     ("p50 ms", lambda row: number(row.result.latency_ms["p50"], 0)),
@@ -31,6 +30,10 @@ _FIGURES: tuple[_Column, ...] = (
     ("p99 ms", lambda row: number(row.result.latency_ms["p99"], 0)),
     ("× copy floor", lambda row: number(row.floor_share, 2)),
     ("mJ/token", lambda row: spread(row.joules, unit=1000)),
+    ("needs, GiB", lambda row: number(row.result.memory_gib, 2)),
+    ("device in use, GiB", lambda row: number(row.result.device_memory_gib, 1)),
+    ("trained parameters", lambda row: parameters(row.result.trained_parameters)),
+    ("guesses held", lambda row: _held(row.result)),
 )
 # Shown where the cells differ in them.
 _MORE: tuple[_Column, ...] = (
@@ -40,16 +43,19 @@ _MORE: tuple[_Column, ...] = (
     ("threads", lambda row: Value(str(row.cell.platform.threads or "–"))),
     ("sampling", lambda row: Value(sampling_text(row.cell.load))),
     ("seed", lambda row: Value(str(row.cell.seed))),
+    ("served by", lambda row: _package(row.result)),
+    ("scheduling", lambda row: Value(row.result.engine.scheduling) if row.result.engine else NOTHING),
 )
 
 
-def cells_section(rows: Sequence[Row], results: MatrixResults) -> Section:
+def cells_section(rows: Sequence[Row], results: MatrixResults, sources: Sources) -> Section:
     columns = [*_TEXTS, *(column for column in _MORE if _varies(column, rows))]
     figures = [(name, value) for name, value in _FIGURES if any(value(row) != NOTHING for row in rows)]
+    shown = [*columns, *figures, (COLUMN, sources.of_row)]
     table = Table(
-        tuple(name for name, _ in (*columns, *figures)),
-        tuple(tuple(value(row) for _, value in (*columns, *figures)) for row in rows),
-        frozenset(name for name, _ in figures),
+        tuple(name for name, _ in shown),
+        tuple(tuple(value(row) for _, value in shown) for row in rows),
+        frozenset({*(name for name, _ in figures), COLUMN}),
     )
     return Section(
         "All cells",
@@ -59,42 +65,35 @@ def cells_section(rows: Sequence[Row], results: MatrixResults) -> Section:
     )
 
 
-def missing_section(results: MatrixResults) -> Section:
-    lines = [(Value(record.cell.title), Value("failed"), Value(record.error or "")) for record in results.failed]
-    for obstacle in results.cannot_run:
-        what, _, _ = str(obstacle).partition(": ")
-        lines.append((Value(what), Value("cannot run"), Value(obstacle.why)))
-    text = "Failed cells were tried twice; the next run of the benchmark tries them again."
-    return Section("What is missing, and why", (text,), (Table(("cells", "what", "why"), tuple(lines)),))
-
-
-def sources_section(records: Sequence[CellRecord], ablations: Sequence[AblationDocument]) -> Section:
-    """One line for each command, commit and machine."""
-    cells = Counter(_source(record.provenance, record.cell.platform.threads) for record in records)
-    lines = [(*map(Value, source), Value(f"{count} cells")) for source, count in cells.items()]
-    lines += [
+def untimed_section(rows: Sequence[Answered], sources: Sources) -> Section:
+    """What was answered without a clock."""
+    figures = ("in flight", "accuracy (95% CI)", "− teacher AR, points", "same tokens as AR", "tokens/forward", COLUMN)
+    lines = tuple(
         (
-            *map(Value, _source(ablation.provenance, 0)),
-            Value(f"{len(ablation.rows)} students, ablation {ablation.grid}"),
+            *map(Value, (row.group, row.cell.model, row.cell.method.label, str(row.cell.seed))),
+            number(row.cell.concurrency, 0),
+            percent_interval(row.accuracy),
+            points(row.minus_teacher),
+            percent(row.identical),
+            number(row.result.tpf, 2),
+            sources.of_row(row),
         )
-        for ablation in ablations
-    ]
-    columns = ("hardware", "threads", "commit", "command", "versions", "figures")
-    text = (
-        "Raw data: results.json (every cell with all repeats, scores and response hashes), the same as a table in "
-        "results.parquet, and ablation.json."
+        for row in rows
     )
-    return Section("Where the figures are from", (text,), (Table(columns, tuple(lines)),))
+    text = "These answered their prompts once, to be scored, and are compared among themselves."
+    table = Table(("group", "model", "method", "seed", *figures), lines, frozenset(figures))
+    return Section("Cells that were not timed", (text,), (table,))
 
 
-def _source(provenance: Mapping[str, Any], threads: int) -> tuple[str, ...]:
-    """Machine, threads (0: not known, or of no matter), commit, command and versions."""
-    hardware = provenance["hardware"]
-    cpus = f"{hardware['cores']:g} cores of {hardware['cpu']}, {hardware['memory_gib']:g} GiB"
-    commit = provenance["commit"][:12] + (" with changes" if provenance["dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = " + ".join([*hardware["gpus"], cpus])
-    return machine, str(threads or "–"), commit, " ".join(provenance["command"]), versions
+def _held(result: CellResult) -> Value:
+    return percent(result.engine.acceptance if result.engine else None)
+
+
+def _package(result: CellResult) -> Value:
+    engine = result.engine
+    if engine is None:
+        return NOTHING
+    return Value(" ".join(filter(None, (engine.package, engine.version, engine.runner and f"runner {engine.runner}"))))
 
 
 def _varies(column: _Column, rows: Sequence[Row]) -> bool:
@@ -102,15 +101,20 @@ def _varies(column: _Column, rows: Sequence[Row]) -> bool:
 
 
 def _counts(rows: Sequence[Row], results: MatrixResults) -> str:
+    untimed = sum(not record.result.tokens_per_s for record in results.done if record.result)
     counts = (
         f"{len(rows)} cells measured, {len(results.failed)} failed. Entries of the matrix that cannot run: "
         f"{len(results.cannot_run)}."
     )
+    counts += f" {untimed} cells were not timed." if untimed else ""
     seeds = sorted({row.cell.seed for row in rows})
     if len(seeds) > 1:
-        counts += f" Here are seeds {', '.join(map(str, seeds))}; all other sections show seed {seeds[0]}."
-    replaced = len(results.done) - len(rows)
-    later = "are not shown: later ones have other weights, prompts, load or versions."
+        counts += (
+            f" Seeds {', '.join(map(str, seeds))} stand here one by one. The other sections take them together: the "
+            "repeats of all for speed, each prompt's mean score for accuracy."
+        )
+    replaced = len(results.done) - untimed - len(rows)
+    later = "are not shown: later ones have other weights, prompts or versions."
     return f"{counts} {replaced} more {later}" if replaced else counts
 
 
@@ -154,4 +158,7 @@ _NOTES = (
     "Same tokens as AR: share of responses equal to our AR decoding of the same model, token by token.",
     "× copy floor: tokens/s over what AR would reach if a step took as long as copying the weights within the device's "
     "memory. Weights that fit into a CPU's cache are read faster than that.",
+    "Needs: weights, those of draft or heads, and keys and values of so many of the longest requests, computed alike "
+    "for all methods. Device in use: all of the GPU's memory, of which vLLM takes what it is allowed. Trained "
+    "parameters: on top of the teacher. Guesses held: share of the guesses that a step verified.",
 )

@@ -15,6 +15,7 @@ from cllm.evaluation.subject import SUBJECTS
 from cllm.recipe import OptimConfig, Recipe
 from cllm.report.prices import Price
 from cllm.report.speeds import Rate
+from cllm.report.tables import markdown_table
 from cllm.training.throughput import PEAK_FLOPS
 
 _FLOPS_PER_PARAMETER = 6  # a token's forward and backward pass, attention left out, as MFU is counted
@@ -149,14 +150,12 @@ def costs_document(costs: Sequence[StageCost], price: Price) -> dict[str, Any]:
 
 def costs_table(costs: Sequence[StageCost], price: Price) -> str:
     """Markdown, with the sum and where every figure is from."""
-    lines = [
-        "| stage | tokens | GPUs | tokens/s a GPU | machines | hours | dollars |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [f"| {' | '.join(_cells(cost))} |" for cost in costs]
+    figures = ("tokens", "GPUs", "tokens/s a GPU", "machines", "hours", "dollars")
     hours, dollars = sum(cost.hours for cost in costs), sum(cost.dollars for cost in costs)
-    lines += [f"| sum | | | | | {hours:.2f} | {dollars:,.2f} |", "", _price_line(price)]
-    return "\n".join(lines + [f"- {cost.stage}: {_basis(cost)}" for cost in costs if cost.tokens is not None])
+    total = ("sum", "", "", "", "", f"{hours:.2f}", f"{dollars:,.2f}")
+    table = markdown_table(("stage", *figures), [*map(_cells, costs), total], figures)
+    bases = [f"- {cost.stage}: {_basis(cost)}" for cost in costs if cost.tokens is not None]
+    return "\n".join([table, "", _price_line(price), *bases])
 
 
 def _rows(optim: OptimConfig) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from cllm.evaluation.collection_speed import CollectionSpeed
 from cllm.evaluation.distill_costs import CostComparison, TokenCost
 from cllm.evaluation.timing import Timing
+from cllm.report.tables import markdown_table
 
 # How many times cheaper than in the paper's code collection and training should be.
 COLLECTION_GOAL = 20
@@ -39,39 +40,39 @@ def costs_text(document: Mapping[str, Any]) -> str:
 
 
 def _collection_text(collection: Mapping[str, Any]) -> str:
-    lines = [
+    title = (
         f"Collection, response tokens/s (threads: {collection['threads']}; median of {collection['repeats']} "
-        "repeats in turns, slowest and fastest in brackets)",
-        "",
-        "| way | prompts | tokens/s |",
-        "| --- | ---: | ---: |",
-    ]
-    for key, title in (("batched", "batched, with cache"), ("one_by_one", "one at a time, without cache")):
+        "repeats in turns, slowest and fastest in brackets)"
+    )
+    rows = []
+    for key, name in (("batched", "batched, with cache"), ("one_by_one", "one at a time, without cache")):
         way = collection[key]
         low, high = way["spread"]
-        lines.append(f"| {title} | {way['prompts']} | {way['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f}) |")
+        rows.append((name, str(way["prompts"]), f"{way['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f})"))
+    figures = ("prompts", "tokens/s")
+    table = markdown_table(("way", *figures), rows, figures)
     identical = f"{collection['identical_responses']:.0%} of the responses are the same"
-    return "\n".join([*lines, "", f"{_against_goal(collection['ratio'], collection['goal'])}; {identical}."])
+    verdict = _against_goal(collection["ratio"], collection["goal"])
+    return f"{title}\n\n{table}\n\n{verdict}; {identical}."
 
 
 def _training_text(training: Mapping[str, Any]) -> str:
     lengths = training["mean_lengths"]
-    lines = [
-        f"Training, token-forwards a trained block of n = {training['block_size']} (refinement and padding included)",
-        "",
-        "| responses | loss | three forwards | packed | ratio |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+    block = f"a trained block of n = {training['block_size']}"
+    title = f"Training, token-forwards {block} (refinement and padding included)"
+    rows = []
     for row in training["rows"]:
         three, packed = row["three_forwards"]["per_block"], row["packed"]["per_block"]
-        lines.append(f"| {row['responses']} | {row['loss']} | {three:,.0f} | {packed:,.0f} | {row['ratio']:.1f} |")
+        rows.append((row["responses"], row["loss"], f"{three:,.0f}", f"{packed:,.0f}", f"{row['ratio']:.1f}"))
+    figures = ("three forwards", "packed", "ratio")
+    table = markdown_table(("responses", "loss", *figures), rows, figures)
     verdict = _against_goal(training["ratio"], training["goal"])
     if training["ratio"] < training["goal"]:
         verdict += (
             f": with {lengths['prompt']:.0f} prompt and {lengths['response']:.0f} response tokens a response has only "
             f"{lengths['blocks']:.1f} blocks to share its prompt and its clean tokens between"
         )
-    return "\n".join([*lines, "", f"This run with the recipe's loss: {verdict}."])
+    return f"{title}\n\n{table}\n\nThis run with the recipe's loss: {verdict}."
 
 
 def _against_goal(ratio: float, goal: int) -> str:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-_NAMES = ("engine", "decoder", "model", "concurrency", "n")
-_FIGURES = ("step_ms", "floor_ratio", "tokens_per_s", "tpf", "memory_gib")
-_COLUMNS = _NAMES + _FIGURES
+from cllm.report.tables import markdown_table
+
+_NAMES = ("engine", "decoder", "model", "concurrency", "n", "gpus")
+_FIGURES = ("step_ms", "steps_per_s", "floor_ratio", "tokens_per_s", "tpf", "memory_gib")
 
 
 def engines_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'|'.join('---' for _ in _COLUMNS)}|"]
-    lines += [f"| {' | '.join(_cell(row[name]) for name in _COLUMNS)} |" for row in rows]
-    return "\n".join(lines)
+    columns = _NAMES + _FIGURES
+    return markdown_table(columns, ([_cell(row.get(name)) for name in columns] for row in rows), _FIGURES)
 
 
 def _cell(value: Any) -> str:

@@ -3,19 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 from cllm.bench.compare import Row
+from cllm.report.seeds import pooled
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Group (run, task, device, sampling) -> its rows of the first seed, in their order."""
+    """Group (run, task, device, sampling) -> its rows in their order, those of several seeds pooled."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    return {name: first_seed(found) for name, found in groups.items()}
-
-
-def first_seed(rows: Sequence[Row]) -> list[Row]:
-    seed = min(row.cell.seed for row in rows)
-    return [row for row in rows if row.cell.seed == seed]
+    return {name: pooled(found) for name, found in groups.items()}
 
 
 def fewest_in_flight(rows: Sequence[Row]) -> list[Row]:

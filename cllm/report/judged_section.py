@@ -3,46 +3,66 @@
 from collections.abc import Mapping, Sequence
 
 from cllm.bench.judged import JudgedCell, JudgeResults
-from cllm.evaluation.metrics import accuracy
+from cllm.evaluation.metrics import Estimate, accuracy, ratio_of_sums
 from cllm.report.page import NOTHING, Absent, Section, Table, Value
-from cllm.report.values import number, percent_interval
+from cllm.report.sources import COLUMN, Sources
+from cllm.report.values import interval, number, percent_interval
 
 _TITLE = "MT-bench by a judge"
 
 
-def judged_section(judged: Sequence[JudgeResults]) -> Section | Absent:
+def judged_section(judged: Sequence[JudgeResults], sources: Sources) -> Section | Absent:
     """Scores of single answers (1 to 10), and answers against those of the teacher by AR."""
     if not judged:
         return Absent(_TITLE, "no judge.json beside the results; run jobs/judge.py, which needs a judge's endpoint")
-    tables = [table for results in judged for table in (_single_table(results), _pairwise_table(results))]
+    tables = [
+        table for results in judged for table in (_single_table(results, sources), _pairwise_table(results, sources))
+    ]
     missing = tuple(f"Not judged: {text}" for results in judged for text in results.not_judged)
     notes = (
-        "Judged: turns. Without a verdict: replies of the judge in which none could be read; they are in no score.",
+        "Score: mean over all turns with a verdict, with its 95% interval over conversations. Judged: turns. Without a "
+        "verdict: replies of the judge in which none could be read; they are in no score.",
         "Win rate: wins and half the ties over all verdicts, each pair judged in both orders, with Wilson's 95% "
         "interval. The judge's messages and replies stand word for word in judge.json.",
     )
     return Section(_TITLE, (), tuple(table for table in tables if table.rows), (*notes, *missing))
 
 
-def mt_bench_scores(judged: Sequence[JudgeResults]) -> dict[str, float]:
-    """Key of a cell -> its score from 1 to 10."""
-    cells = [cell for results in judged for cell in results.cells]
-    return {cell.key: cell.score for cell in cells if cell.score is not None}
+def mt_bench_scores(judged: Sequence[JudgeResults]) -> dict[str, Estimate]:
+    """Key of a cell -> its score from 1 to 10, by the last judge."""
+    found = ((cell.key, _score(cell)) for results in judged for cell in results.cells)
+    return {key: score for key, score in found if score is not None}
 
 
-def _single_table(results: JudgeResults) -> Table:
+def _score(cell: JudgedCell) -> Estimate | None:
+    """With its interval; without one where the document holds no ratings."""
+    if cell.score is None:
+        return None
+    if not cell.ratings:
+        return Estimate(cell.score, cell.score, cell.score)
+    turns = len(cell.by_turn or (None,))
+    # The turns of a conversation stand together; they are no independent ratings.
+    talks = [cell.ratings[start : start + turns] for start in range(0, len(cell.ratings), turns)]
+    known = [[rating for rating in talk if rating is not None] for talk in talks]
+    known = [talk for talk in known if talk]
+    return ratio_of_sums([sum(talk) for talk in known], [len(talk) for talk in known])
+
+
+def _single_table(results: JudgeResults, sources: Sources) -> Table:
     cells = [cell for cell in results.cells if cell.mode == "single"]
     categories = sorted({name for cell in cells for name in cell.by_category or {}})
     turns = range(max((len(cell.by_turn or ()) for cell in cells), default=0))
-    figures = ("score", *(f"turn {turn + 1}" for turn in turns), *categories, "judged", "without a verdict")
+    turn_heads = tuple(f"turn {turn + 1}" for turn in turns)
+    figures = ("score (95% CI)", *turn_heads, *categories, "judged", "without a verdict", COLUMN)
     lines = tuple(
         (
             *_names(cell),
-            number(cell.score, 2),
+            _interval(_score(cell)),
             *(number(_turn(cell, turn), 2) for turn in turns),
             *(_category(cell.by_category or {}, name) for name in categories),
             number(cell.judged, 0),
             number(cell.unparsed, 0),
+            sources.of_provenances([results.provenance]),
         )
         for cell in cells
     )
@@ -50,14 +70,15 @@ def _single_table(results: JudgeResults) -> Table:
     return Table(("method", "model", "run", *figures), lines, frozenset(figures), title)
 
 
-def _pairwise_table(results: JudgeResults) -> Table:
+def _pairwise_table(results: JudgeResults, sources: Sources) -> Table:
     cells = [cell for cell in results.cells if cell.mode == "pairwise"]
-    figures = ("win rate (95% CI)", "wins", "ties", "losses", "judged", "without a verdict")
+    figures = ("win rate (95% CI)", "wins", "ties", "losses", "judged", "without a verdict", COLUMN)
     lines = tuple(
         (
             *_names(cell),
             _win_rate(cell),
             *(number(count, 0) for count in (cell.wins, cell.ties, cell.losses, cell.judged, cell.unparsed)),
+            sources.of_provenances([results.provenance]),
         )
         for cell in cells
     )
@@ -67,6 +88,10 @@ def _pairwise_table(results: JudgeResults) -> Table:
 
 def _names(cell: JudgedCell) -> tuple[Value, ...]:
     return Value(cell.method), Value(cell.model), Value(cell.run)
+
+
+def _interval(score: Estimate | None) -> Value:
+    return number(score.mean, 2) if score is not None and score.low == score.high else interval(score, 2)
 
 
 def _turn(cell: JudgedCell, turn: int) -> float | None:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COLUMNS = (
-    "model",
-    "decoding",
+from cllm.report.tables import markdown_table
+
+_NAMES = ("model", "decoding")
+_FIGURES = (
     "accuracy (95% CI)",
     "tokens/forward",
     "tokens/s",
@@ -20,8 +21,7 @@ _COLUMNS = (
 
 def results_table(results: Mapping[str, Any]) -> str:
     """One line for each model and method."""
-    lines = [_COLUMNS, ("---",) * 2 + ("---:",) * (len(_COLUMNS) - 2), *map(_cells, results["rows"])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table((*_NAMES, *_FIGURES), map(_cells, results["rows"]), _FIGURES)
 
 
 def results_text(results: Mapping[str, Any]) -> str:

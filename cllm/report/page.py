@@ -7,6 +7,7 @@ from html import escape
 
 from cllm.report.lines import line_key
 from cllm.report.style import SCRIPT, STYLE
+from cllm.report.tables import markdown_table
 
 _LONG = 48  # characters from which on a text may be broken into lines
 
@@ -94,14 +95,9 @@ def as_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> 
 
 
 def _markdown_table(table: Table) -> str:
-    rule = ["---:" if column in table.numbers else "---" for column in table.columns]
-    rows = [[_markdown(value) for value in row] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in [list(table.columns), rule, *rows]]
-    return "\n".join([*([f"### {table.title}", ""] if table.title else []), *lines])
-
-
-def _markdown(value: Value) -> str:
-    return value.text.replace("|", "\\|") + (" ≈" if value.noise else "")
+    rows = [[value.text + " ≈" * value.noise for value in row] for row in table.rows]
+    lines = markdown_table(table.columns, rows, table.numbers)
+    return f"### {table.title}\n\n{lines}" if table.title else lines
 
 
 def _anchor(section: Section) -> str:

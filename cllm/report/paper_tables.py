@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cllm.bench.compare import Row
 from cllm.bench.methods import JacobiMethod, MethodConfig, VllmMethod, needs
-from cllm.report.groups import by_group, fewest_in_flight, first_seed
+from cllm.evaluation.metrics import Estimate
+from cllm.report.groups import by_group, fewest_in_flight
 from cllm.report.page import NOTHING, Absent, Section, Table, Value
 from cllm.report.published import (
     CERTAINTIES,
@@ -17,7 +18,21 @@ from cllm.report.published import (
     PublishedRow,
     PublishedTask,
 )
-from cllm.report.values import count, number, percent, ratio, significant
+from cllm.report.seeds import pooled
+from cllm.report.sources import COLUMN, Sources
+from cllm.report.values import (
+    count,
+    interval,
+    number,
+    parameters,
+    percent,
+    percent_interval,
+    ratio_range,
+    significant,
+    spread,
+)
+
+_Judged = Mapping[str, Estimate]
 
 _MODELS = {"target": "teacher", "CLLM": "cllm"}
 # Of the same kind, not the same: see the note below.
@@ -28,24 +43,23 @@ _KINDS_NOTE = (
 )
 
 
-def paper_sections(rows: Sequence[Row], judged: Mapping[str, float]) -> list[Section | Absent]:
-    """Ours are the rows of the first seed with one request in flight, as in the paper.
+def paper_sections(rows: Sequence[Row], judged: _Judged, sources: Sources) -> list[Section | Absent]:
+    """Ours are the rows with one request in flight, as in the paper.
 
     Args:
         rows: at least one.
-        judged: key of a cell -> its MT-bench score by a judge.
+        judged: key of a cell -> its MT-bench score by a judge; with several seeds that of the first one counts.
     """
-    shown = first_seed(rows)
-    alone = [row for row in shown if row.cell.concurrency == 1]
+    alone = [row for row in pooled(rows) if row.cell.concurrency == 1]
     return [
-        *(_speed_section(number, alone, judged) for number in (1, 2)),
-        _counts_section(alone),
-        _perplexity_section(alone),
-        _needs_section(rows),
+        *(_speed_section(number, alone, judged, sources) for number in (1, 2)),
+        _counts_section(alone, sources),
+        _perplexity_section(alone, sources),
+        _needs_section(rows, sources),
     ]
 
 
-def _speed_section(table: int, rows: Sequence[Row], judged: Mapping[str, float]) -> Section | Absent:
+def _speed_section(table: int, rows: Sequence[Row], judged: _Judged, sources: Sources) -> Section | Absent:
     tasks = [task for task in TASKS if task.table == table]
     title = f"The paper's Table {table}: speed and quality"
     missing = [task.title for task in tasks if not _rows_of(task, rows)]
@@ -53,8 +67,8 @@ def _speed_section(table: int, rows: Sequence[Row], judged: Mapping[str, float])
         names = " or ".join(missing)
         return Absent(title, f"no run of {names} was measured with one request in flight, so nothing stands beside it")
     columns = ("task", "model", "method", "tok/s", "× AR", "metric", "size", "sure?")
-    ours = ("our tok/s", "our × AR", "× transformers", "our metric", "our size", "our run and device")
-    lines = [line for task in tasks for row in task.rows for line in _speed_lines(task, row, rows, judged)]
+    numbers = ("our tok/s", "our × AR", "× transformers", "our metric", "our size", COLUMN)
+    lines = [line for task in tasks for row in task.rows for line in _speed_lines(task, row, rows, judged, sources)]
     certainties = "; ".join(f"{key}: {meaning}" for key, meaning in CERTAINTIES.items())
     notes = [f"sure? {certainties}"]
     notes += [f"{task.title}: metric is {task.metric}; target model {task.teacher}" for task in tasks]
@@ -67,9 +81,16 @@ def _speed_section(table: int, rows: Sequence[Row], judged: Mapping[str, float])
         title,
         (
             f"Published: {HARDWARE}. Ours: {_setting(beside)}, AR by our engine. So tokens/s do not compare; of the "
-            "ratios, “× transformers” is the one to hold against the published “× AR”.",
+            "ratios, “× transformers” is the one to hold against the published “× AR”. In brackets: of speeds the "
+            "slowest and the fastest repeat and what they allow for a ratio, of metrics the 95% interval.",
         ),
-        (Table((*columns, *ours), tuple(lines), frozenset({"tok/s", "× AR", "metric", *ours[:4]})),),
+        (
+            Table(
+                (*columns, "our method", *numbers, "our run and device"),
+                tuple(lines),
+                frozenset({"tok/s", "× AR", "metric", *numbers}),
+            ),
+        ),
         tuple(notes),
     )
 
@@ -82,7 +103,7 @@ def _setting(rows: Sequence[Row]) -> str:
 
 
 def _speed_lines(
-    task: PublishedTask, published: PublishedRow, rows: Sequence[Row], judged: Mapping[str, float]
+    task: PublishedTask, published: PublishedRow, rows: Sequence[Row], judged: _Judged, sources: Sources
 ) -> Iterator[tuple[Value, ...]]:
     fixed = (
         *(Value(text) for text in (task.title, published.model, published.method)),
@@ -96,22 +117,24 @@ def _speed_lines(
     for row in found:
         yield (
             *fixed,
-            number(row.tokens_per_s.mean, 0),
-            ratio(row.speedup),
-            ratio(row.over_transformers),
+            Value(row.cell.method.label),
+            spread(row.tokens_per_s),
+            ratio_range(row.speedup),
+            ratio_range(row.over_transformers),
             _quality(row, task, judged),
             _size(row),
+            sources.of_rows([row]),
             Value(row.group),
         )
     if not found:
-        yield (*fixed, *(NOTHING,) * 6)
+        yield (*fixed, *(NOTHING,) * 8)
 
 
-def _quality(row: Row, task: PublishedTask, judged: Mapping[str, float]) -> Value:
+def _quality(row: Row, task: PublishedTask, judged: _Judged) -> Value:
     """The figure that is the same quantity as the published one."""
     if row.cell.task not in task.tasks:
         return NOTHING
-    return number(judged.get(row.cell.key), 2) if row.accuracy is None else percent(row.accuracy.mean)
+    return interval(judged.get(row.cell.key), 2) if row.accuracy is None else percent_interval(row.accuracy)
 
 
 def _size(row: Row) -> Value:
@@ -139,13 +162,13 @@ def _paper_name(method: MethodConfig) -> str | None:
     return {"ar": "AR", "lookahead": "lookahead"}.get(method.kind)
 
 
-def _counts_section(rows: Sequence[Row]) -> Section | Absent:
+def _counts_section(rows: Sequence[Row], sources: Sources) -> Section | Absent:
     title = "The paper's Table 3: fast-forwarded and stationary tokens"
     counted = [row for row in rows if row.result.fast_forwarded is not None]
     if not counted:
         return Absent(title, "no cell decodes block by block (refill block, no n-grams) with one request in flight")
-    figures = ("fast-forwarded an iteration", "× target", "stationary a block", "× target’s")
-    lines = tuple(_counts_line(row, counted) for row in counted)
+    figures = ("fast-forwarded an iteration", "× target", "stationary a block", "× target’s", COLUMN)
+    lines = tuple((*_counts_line(row, counted), sources.of_rows([row])) for row in counted)
     table = Table(("group", "model", "method", *figures), lines, frozenset(figures))
     note = "Fast-forwarded includes the token that is right for free, so AR is 1. Tasks and models are not the paper's."
     return Section(title, (TABLE_3,), (table,), (note,))
@@ -172,7 +195,7 @@ def _over(value: float | None, target: float | None) -> float | None:
     return None if value is None or not target else value / target
 
 
-def _perplexity_section(rows: Sequence[Row]) -> Section | Absent:
+def _perplexity_section(rows: Sequence[Row], sources: Sources) -> Section | Absent:
     title = "The paper's Table 5: perplexity"
     known = [row for row in rows if row.result.perplexity or row.result.reference_perplexity is not None]
     if not known:
@@ -181,12 +204,14 @@ def _perplexity_section(rows: Sequence[Row]) -> Section | Absent:
     figures = (
         *(f"{corpus}, per {unit}" for corpus in corpora for unit in ("token", "word")),
         "reference answers, per token",
+        COLUMN,
     )
     lines = tuple(
         (
             *(Value(text) for text in (row.group, row.cell.model)),
             *(significant(found.get(corpus), 5) for corpus in corpora for found in _perplexities(row)),
             significant(row.result.reference_perplexity, 5),
+            sources.of_rows([row]),
         )
         for row in known
     )
@@ -199,21 +224,21 @@ def _perplexities(row: Row) -> tuple[dict[str, float], dict[str, float]]:
     return dict(row.result.perplexity), dict(row.result.word_perplexity)
 
 
-def _needs_section(rows: Sequence[Row]) -> Section:
+def _needs_section(rows: Sequence[Row], sources: Sources) -> Section:
     """A line for every model and method, with the fewest requests in flight."""
-    tables = tuple(_needs_table(name, fewest_in_flight(found)) for name, found in by_group(rows).items())
+    tables = tuple(_needs_table(name, fewest_in_flight(found), sources) for name, found in by_group(rows).items())
     notes = (
         "Training: a CLLM is distilled once and is one checkpoint afterwards; the target model is used as it comes.",
         "Trained parameters: what was trained on top of the teacher; – where others trained it and it is not known.",
-        "Memory is what the GPU had in use with the cell's cache; not known on a CPU.",
+        "Memory needed: weights, those of draft or heads, and keys and values of so many of the longest requests.",
     )
     return Section("The paper's Table 7: what each method needs", (TABLE_7,), tables, notes)
 
 
-def _needs_table(name: str, rows: Sequence[Row]) -> Table:
-    figures = ("trained parameters", "same tokens as AR", "× AR", "memory, GiB")
+def _needs_table(name: str, rows: Sequence[Row], sources: Sources) -> Table:
+    figures = ("trained parameters", "same tokens as AR", "× AR", "needs, GiB", COLUMN)
     columns = ("method", "model", "training", "draft or heads", "other mask", *figures)
-    lines = tuple((*_need_values(row), *_need_figures(row)) for row in rows)
+    lines = tuple((*_need_values(row), *_need_figures(row), sources.of_rows([row])) for row in rows)
     return Table(columns, lines, frozenset(figures), name)
 
 
@@ -226,10 +251,9 @@ def _need_values(row: Row) -> tuple[Value, ...]:
 
 
 def _need_figures(row: Row) -> tuple[Value, ...]:
-    trained = row.result.trained_parameters
     return (
-        Value("0", 0) if trained == 0 else count(trained),
+        parameters(row.result.trained_parameters),
         percent(row.identical),
-        ratio(row.speedup),
-        number(row.result.memory_gib, 1),
+        ratio_range(row.speedup),
+        number(row.result.memory_gib, 2),
     )

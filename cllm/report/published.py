@@ -132,7 +132,7 @@ TABLE_3 = (
 TABLE_4 = (
     "Published (V, an excerpt of section 4.3): more Jacobi trajectories bring more speed, which saturates as the data "
     "grows; students of more data do well even at lengths n on which they were not trained. The single cells are not "
-    "in our sources. Data is the share or number of the run's trajectories here; task, model and hardware are not the "
+    "in our sources. Data is the share or number of the run's prompts here; task, model and hardware are not the "
     "paper's."
 )
 FIGURE_3 = (

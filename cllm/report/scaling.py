@@ -6,23 +6,28 @@ from cllm.bench.compare import Ratio, Row
 from cllm.report.groups import by_group, by_load, fewest_in_flight, loads
 from cllm.report.lines import Axis, Point, line_plot
 from cllm.report.page import NOTHING, Absent, Plot, Plots, Section, Table, Value
-from cllm.report.values import percent_interval, points, ratio
+from cllm.report.sources import COLUMN, Sources
+from cllm.report.values import percent_interval, points, ratio_range
 
 _TITLE = "Speed against requests in flight, with accuracy"
 _PLOTS_TITLE = "Plots against requests in flight"
 
 
-def scaling_section(rows: Sequence[Row]) -> Section:
+def scaling_section(rows: Sequence[Row], sources: Sources) -> Section:
     """For every group a table: speed over vLLM's AR decoding, or over ours where vLLM was not measured."""
     groups = by_group(rows)
-    tables = tuple(_table(name, found) for name, found in groups.items())
+    tables = tuple(_table(name, found, sources) for name, found in groups.items())
     notes = (
         "A number of requests in flight heads its column: tokens/s over those of AR decoding of the same model under "
-        "the same load. ≈: the repeats of the two overlap.",
+        "the same load, with the range that the repeats allow. ≈: the repeats of the two overlap.",
         f"Accuracy is that with the fewest requests in flight, in points against the teacher by AR; – for the teacher "
         f"itself, or where nothing was scored. {_batching(rows)}",
+        *([_ONE_BY_ONE] if any(row.cell.method.kind == "transformers" for row in rows) else []),
     )
     return Section(_TITLE, (), tables, notes)
+
+
+_ONE_BY_ONE = "Transformers' generate decodes one request at a time, so it stands at 1 alone."
 
 
 def scaling_plots(rows: Sequence[Row]) -> Section | Absent:
@@ -45,14 +50,17 @@ def _batching(rows: Sequence[Row]) -> str:
     return f"Over the numbers of requests in flight it moves by at most {100 * most:.1f} points."
 
 
-def _table(name: str, rows: Sequence[Row]) -> Table:
+def _table(name: str, rows: Sequence[Row], sources: Sources) -> Table:
     over_vllm = any(row.over_vllm is not None for row in rows)
     baseline = "vLLM's AR decoding" if over_vllm else "our AR decoding (vLLM was not measured)"
     shown = loads(rows)
-    numbers = ("accuracy (95% CI)", "− teacher AR, points", *(f"× at {load}" for load in shown))
+    numbers = ("accuracy (95% CI)", "− teacher AR, points", *(f"× at {load}" for load in shown), COLUMN)
     return Table(
         ("method", "model", *numbers),
-        tuple((*map(Value, names), *_figures(found, shown, over_vllm)) for names, found in by_load(rows).items()),
+        tuple(
+            (*map(Value, names), *_figures(found, shown, over_vllm), sources.of_rows(found.values()))
+            for names, found in by_load(rows).items()
+        ),
         frozenset(numbers),
         f"{name}: tokens/s over {baseline}",
     )
@@ -61,10 +69,10 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
 def _figures(found: dict[int, Row], shown: Sequence[int], over_vllm: bool) -> Iterator[Value]:
     first = fewest_in_flight(list(found.values()))[0]
     yield percent_interval(first.accuracy)
-    yield points(first.minus_teacher, noise=not first.differs_from_teacher)
+    yield points(first.minus_teacher)
     for load in shown:
         row = found.get(load)
-        yield NOTHING if row is None else ratio(row.over_vllm if over_vllm else row.speedup)
+        yield NOTHING if row is None else ratio_range(row.over_vllm if over_vllm else row.speedup)
 
 
 def _group_plots(name: str, rows: Sequence[Row]) -> Iterator[Plots]:

@@ -1,7 +1,7 @@
 """Speeds that results files hold, as rates for an estimate.
 
-Read are the documents of `jobs/evaluate.py`, `jobs/bench_engine.py` and `jobs/bench_distill.py`. All of them measure
-one GPU, or one machine without GPUs.
+Read are the documents of `jobs/evaluate.py`, `jobs/bench_engine.py` and `jobs/bench_distill.py`, and those of the first
+and the last in one. All of them measure one GPU, or one machine without GPUs.
 """
 
 import json
@@ -124,7 +124,8 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, int, float]]:
     if "collection" in document:
         batched = document["collection"]["batched"]
         yield "teacher", "jacobi-block", int(batched["prompts"]), float(batched["tokens_per_s"])
-        return
+        if "rows" not in document:
+            return
     for row in document["rows"]:
         if "method" in row:
             yield row["model"], row["method"], 1, float(row["tokens_per_s"])

@@ -27,16 +27,21 @@ def step_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], acc
     return texts
 
 
-def marked_steps(texts: Sequence[str], *, colour: bool) -> str:
-    """The steps in one text: in alternating colours, or on one line with a bar between them."""
-    if not colour:
-        return " | ".join(text.strip(" ").replace("\n", "↵") for text in texts)
-    return "".join(f"{_COLOURS[step % 2]}{text}" for step, text in enumerate(texts)) + _RESET
+def marked_steps(texts: Sequence[str]) -> str:
+    """The steps on one line with a bar between them."""
+    return " | ".join(text.strip(" ").replace("\n", "↵") for text in texts)
 
 
-def step_example(prompt: str, texts: Sequence[str], ar_forwards: int, *, colour: bool) -> str:
+def coloured_step(number: int, text: str) -> str:
+    """One step for a terminal; neighbours have different colours."""
+    return f"{_COLOURS[number % 2]}{text}{_RESET}"
+
+
+def prompt_end(prompt: str) -> str:
+    """The end of a prompt on one line."""
+    return f"… {' '.join(prompt.split())[-_PROMPT_CHARACTERS:]}"
+
+
+def step_example(prompt: str, texts: Sequence[str], ar_forwards: int) -> str:
     """The end of a prompt, its response by steps, and the forwards that it took beside those of AR decoding."""
-    return (
-        f"… {' '.join(prompt.split())[-_PROMPT_CHARACTERS:]}\n{marked_steps(texts, colour=colour)}\n"
-        f"  {len(texts)} forward passes; AR takes {ar_forwards}"
-    )
+    return f"{prompt_end(prompt)}\n{marked_steps(texts)}\n  {len(texts)} forward passes; AR takes {ar_forwards}"

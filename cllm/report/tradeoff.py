@@ -9,6 +9,7 @@ from cllm.evaluation.subject import SUBJECTS
 from cllm.report.groups import by_group, fewest_in_flight, find
 from cllm.report.lines import Axis, Point, line_plot
 from cllm.report.page import Absent, Plot, Plots, Section, Table, Value
+from cllm.report.sources import COLUMN, Sources
 from cllm.report.values import number
 
 _TITLE = "Accuracy against parallelism"
@@ -52,14 +53,14 @@ def accuracy_under_parallelism(curve: Sequence[tuple[float, float]], best: float
     return Area(area, used[-1][0], len(used), len(curve) - len(used))
 
 
-def tradeoff_section(rows: Sequence[Row]) -> Section | Absent:
+def tradeoff_section(rows: Sequence[Row], sources: Sources) -> Section | Absent:
     """One curve for each model: the teacher by AR, then all that our engine makes of that model's weights."""
     groups = {name: _scored(found) for name, found in by_group(rows).items()}
     groups = {name: found for name, found in groups.items() if _can_be_drawn(found)}
     if not groups:
         return Absent(_TITLE, "no test set has the teacher's AR decoding with a score above 0 and another method")
-    columns = ("curve", "AUP", "over the teacher by AR", "tokens/forward within the loss", "points", "left out")
-    lines = [line for name, found in groups.items() for line in _table_lines(name, found)]
+    columns = ("curve", "AUP", "over the teacher by AR", "tokens/forward within the loss", "points", "left out", COLUMN)
+    lines = [line for name, found in groups.items() for line in _table_lines(name, found, sources)]
     plots = Plots("Curves", SUBJECTS, tuple(_plot(name, found) for name, found in groups.items()))
     return Section(_TITLE, (_DEFINITION,), (Table(columns, tuple(lines), frozenset(columns[1:])), plots), _NOTES)
 
@@ -102,15 +103,17 @@ def _models(rows: Sequence[Row]) -> list[str]:
     return [model for model in SUBJECTS if len(_curve(rows, model)) > 1]
 
 
-def _table_lines(name: str, rows: Sequence[Row]) -> list[tuple[Value, ...]]:
+def _table_lines(name: str, rows: Sequence[Row], sources: Sources) -> list[tuple[Value, ...]]:
     best = max(map(_points, rows))
     lines: list[tuple[Value, ...]] = []
     for model in _models(rows):
-        curve = [(row.result.tpf, _points(row)) for row in _curve(rows, model)]
+        mine = _curve(rows, model)
+        curve = [(row.result.tpf, _points(row)) for row in mine]
         area = accuracy_under_parallelism(curve, best)
         alone = accuracy_under_parallelism(curve[:1], best)
         figures = number(area.value, 1), number(area.value / alone.value, 2), number(area.reach, 2)
-        lines.append((Value(f"{model}, {name}"), *figures, number(area.used, 0), number(area.left_out, 0)))
+        counts = number(area.used, 0), number(area.left_out, 0)
+        lines.append((Value(f"{model}, {name}"), *figures, *counts, sources.of_rows(mine)))
     return lines
 
 

@@ -27,12 +27,12 @@ def percent_interval(estimate: Estimate | None) -> Value:
     return Value(f"{100 * estimate.mean:.1f}% ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})", estimate.mean)
 
 
-def points(difference: Estimate | None, *, noise: bool) -> Value:
-    """A difference of shares with its 95% interval."""
+def points(difference: Estimate | None) -> Value:
+    """A difference of shares with its 95% interval; noise where that includes 0."""
     if difference is None:
         return NOTHING
     low, high = 100 * difference.low, 100 * difference.high
-    return Value(f"{100 * difference.mean:+z.1f} ({low:+z.1f} to {high:+z.1f})", difference.mean, noise)
+    return Value(f"{100 * difference.mean:+z.1f} ({low:+z.1f} to {high:+z.1f})", difference.mean, low <= 0 <= high)
 
 
 def spread(estimate: Estimate | None, *, unit: float = 1) -> Value:
@@ -51,14 +51,12 @@ def interval(estimate: Estimate | None, places: int) -> Value:
     return Value(f"{estimate.mean:,.{places}f} ({low}–{high})", estimate.mean)
 
 
-def ratio(value: Ratio | None) -> Value:
-    return NOTHING if value is None else Value(f"{value.value:.2f}", value.value, value.within_noise)
-
-
 def ratio_range(value: Ratio | None) -> Value:
     """With the range that the repeats allow; a baseline beside itself has none."""
-    if value is None or value.low == value.high:
-        return ratio(value)
+    if value is None:
+        return NOTHING
+    if value.low == value.high:
+        return Value(f"{value.value:.2f}", value.value)
     text = f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
     return Value(text, value.value, value.within_noise)
 
@@ -66,6 +64,11 @@ def ratio_range(value: Ratio | None) -> Value:
 def _places(value: float, digits: int) -> int:
     """Decimal places that give a positive value so many digits."""
     return max(0, digits - 1 - math.floor(math.log10(value))) if value > 0 else 0
+
+
+def parameters(trained: int | None) -> Value:
+    """A number of trained parameters, which may be none."""
+    return Value("0", 0) if trained == 0 else count(trained)
 
 
 def count(value: int | None) -> Value:

@@ -1,5 +1,6 @@
 """The records that every task speaks, and the contract that every task keeps."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -54,6 +55,7 @@ class Task(Protocol):
 
     name: str
     metric: str  # what `score` measures, for tables: "execution accuracy", "test@1", "pass@1", "agreement"; or as above
+    counts: Counter[str]  # source rows to which `examples` applied a rule of the task, by rule: what a reader must know
 
     def examples(self) -> Iterable[Example]:
         """All examples of all splits, in a fixed order.

@@ -1,8 +1,8 @@
 """CodeSearchNet-Python: a function from its description."""
 
 import ast
-import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,6 @@ from cllm.config import Config, digest
 from cllm.errors import InputError
 from cllm.tasks.base import SPLITS, Example, Split, Turn
 from cllm.tasks.source import Row, has_split, read_rows, require_any
-
-logger = logging.getLogger(__name__)
 
 # The same two fields under the names of the Hugging Face data, of the original release, and of CodeXGLUE's queries.
 _DESCRIPTION = ("func_documentation_string", "docstring", "doc")
@@ -39,17 +37,18 @@ class CodeSearchNet:
 
     def __init__(self, config: CodeSearchNetConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
-        """All splits of the source; the number of rows left out for their label is logged at the end.
+        """All splits of the source; rows left out for their label are counted.
 
         Raises:
             InputError: missing or malformed data.
         """
-        skipped = 0
+        self.counts.clear()
         for origin, row, split in self._rows():
             if self._config.matched_only and row.get("label", 1) in (0, "0"):
-                skipped += 1
+                self.counts["label_0"] += 1
                 continue
             description = require_any(row, _DESCRIPTION, str, origin).strip()
             code = require_any(row, _CODE, str, origin).strip()
@@ -61,8 +60,6 @@ class CodeSearchNet:
                 group=group,
                 origin=origin,
             )
-        if skipped:
-            logger.warning("%s: skipped %d rows with label 0", self._config.source, skipped)
 
     def score(
         self, responses: Sequence[str], references: Sequence[str], contexts: Sequence[Mapping[str, str]]

@@ -1,6 +1,7 @@
 """GSM8K: grade-school word problems; test@1 is the exact match of the final number."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
@@ -33,6 +34,7 @@ class Gsm8k:
 
     def __init__(self, config: Gsm8kConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
         """The splits that the source has. Raises InputError on missing or malformed data."""

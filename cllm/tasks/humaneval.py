@@ -1,6 +1,7 @@
 """HumanEval: pass@1 of completed Python functions, run in `cllm.tasks.sandbox`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -36,6 +37,7 @@ class HumanEval:
 
     def __init__(self, config: HumanEvalConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
         """The problems, all in `test`, for they are too few to train on. Raises InputError on bad data."""

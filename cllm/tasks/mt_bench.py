@@ -4,6 +4,7 @@ An example is a conversation's first question. The second one stands in the cont
 own first answer and cannot be made before (`cllm.tasks.prompts.second_turn`).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class MtBench:
 
     def __init__(self, config: MtBenchConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
         """The conversations, all in `test`. Raises InputError on bad data."""

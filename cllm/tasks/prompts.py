@@ -61,12 +61,21 @@ class Prompt:
 
 
 def tokenize(
-    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, config: PromptConfig, *, task_name: str
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PromptConfig,
+    *,
+    task_name: str,
+    context: int | None = None,
 ) -> tuple[list[Prompt], dict[str, int]]:
     """Template and tokenise. Where a split is capped, rows are drawn in the order of their hashed ids.
 
     A beginning token is added to a plain prompt only if the tokenizer adds one by itself; a chat template writes its
     own. The reference is tokenised apart from the prompt, because decoding starts from exactly `prompt_ids`.
+
+    Args:
+        context: tokens that the model can read. A prompt that leaves no room for `max_response_tokens` in it is too
+            long; None: `max_prompt_tokens` alone decides.
 
     Returns:
         The prompts in the order of the examples, and counts: `too_long` rows skipped (of those looked at), and the
@@ -89,7 +98,7 @@ def tokenize(
         cap = caps[example.split]
         if cap is not None and counts[example.split] >= cap:
             continue
-        prompt = _tokenize_one(prompt_id, example, tokenizer, config)
+        prompt = _tokenize_one(prompt_id, example, tokenizer, config, context)
         if prompt is None:
             counts["too_long"] += 1
             continue
@@ -140,6 +149,23 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         state["truncation"] = state["padding"] = None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return digest([state, special, tokenizer.chat_template])
+
+
+def check_tokenizer(path: str | Path, tokenizer: PreTrainedTokenizerBase, owner: str) -> None:
+    """Check that a model's tokenizer is the one that made a prompt file: another one's ids are other words.
+
+    Args:
+        path: of the prompt file.
+        owner: the model's folder or Hugging Face id, for the message.
+
+    Raises:
+        InputError: it is another one, or the file cannot be read.
+    """
+    found, expected = tokenizer_hash(tokenizer), read_metadata(path)["tokenizer_hash"]
+    if found != expected:
+        raise InputError(
+            f"{owner}: its tokenizer ({found}) is not the one that made {path} ({expected}); prepare again"
+        )
 
 
 def write_prompts(path: str | Path, prompts: Sequence[Prompt], metadata: Mapping[str, str]) -> None:
@@ -199,7 +225,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def _tokenize_one(
-    prompt_id: str, example: Example, tokenizer: PreTrainedTokenizerBase, config: PromptConfig
+    prompt_id: str,
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PromptConfig,
+    context: int | None = None,
 ) -> Prompt | None:
     """The prompt, or None where the row is too long and may be skipped."""
     if config.template == "chat":
@@ -212,13 +242,15 @@ def _tokenize_one(
     reference_ids = (*tokenizer.encode(example.response, add_special_tokens=False), tokenizer.eos_token_id)
     if not prompt_ids:
         raise InputError(f"{example.origin}: the prompt is empty")
-    if len(prompt_ids) > config.max_prompt_tokens or len(reference_ids) > config.max_response_tokens:
+    crowded = context is not None and len(prompt_ids) + config.max_response_tokens > context
+    if crowded or len(prompt_ids) > config.max_prompt_tokens or len(reference_ids) > config.max_response_tokens:
         if config.too_long == "skip":
             return None
         raise InputError(
             f"{example.origin}: prompt of {len(prompt_ids)} and response of {len(reference_ids)} tokens; the limits "
             f"are prompts.max_prompt_tokens={config.max_prompt_tokens} and "
             f"prompts.max_response_tokens={config.max_response_tokens}"
+            + (f"; the model's max_position_embeddings={context} leave less room for the prompt" if crowded else "")
         )
     return Prompt(
         prompt_id=prompt_id,

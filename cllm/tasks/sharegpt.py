@@ -4,7 +4,7 @@ The metric is exact agreement with the reference answer, which says whether two 
 say whether a chat answer is good. That needs a judge and is not measured here.
 """
 
-import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,8 +14,6 @@ from cllm.config import Config, digest
 from cllm.errors import InputError
 from cllm.tasks.base import Example, Role, Split, Turn
 from cllm.tasks.source import read_rows, require
-
-logger = logging.getLogger(__name__)
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -46,26 +44,25 @@ class ShareGpt:
 
     def __init__(self, config: ShareGptConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
-        """Train and test examples; the number of conversations left out for their roles is logged at the end.
+        """Train and test examples; conversations left out for their roles are counted.
 
         Raises:
             InputError: missing or malformed data, or, with `other_roles="error"`, another role.
         """
-        skipped = 0
+        self.counts.clear()
         for origin, row in read_rows(self._config.source, "train"):
             messages = _messages(row, origin)
             other = sorted({role for role, _ in messages} - _ROLES.keys())
             if other and self._config.other_roles == "error":
                 raise InputError(f"{origin}: conversations: role {other[0]!r} is none of {', '.join(_ROLES)}")
             if other:
-                skipped += 1
+                self.counts["other_roles"] += 1
                 continue
             turns = _alternating([Turn(_ROLES[role], text) for role, text in messages])
             yield from self._conversation(turns, _conversation_id(row, turns), origin)
-        if skipped:
-            logger.warning("%s: skipped %d conversations with other roles", self._config.source, skipped)
 
     def score(
         self, responses: Sequence[str], references: Sequence[str], contexts: Sequence[Mapping[str, str]]

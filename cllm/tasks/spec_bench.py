@@ -3,6 +3,7 @@
 Nothing is scored: the answers of an exact method are those of AR, which the benchmark checks by itself.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class SpecBench:
 
     def __init__(self, config: SpecBenchConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
 
     def examples(self) -> Iterator[Example]:
         """The questions, all in `test`. Raises InputError on bad data."""

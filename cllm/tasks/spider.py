@@ -7,6 +7,7 @@ compare within one set of databases, not with published ones.
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from cllm.tasks.spider_databases import (
 from cllm.tasks.sql import TIME_LIMIT_S, execution_scores
 
 _HELD_OUT_SHARE = 10  # one query, or question, in so many is held out
+_NOT_IN_SPIDERMAN = frozenset({"formula_1", "music_2", "sakila_1"})  # train databases that it has no contents of
 
 
 class SpiderConfig(Config):
@@ -43,7 +45,7 @@ class SpiderConfig(Config):
     # Folder of <db_id>/<db_id>.sqlite, on storage that all workers share; missing ones are built. None: in a run
     # `databases` in its output, otherwise in the working folder.
     databases: str | None = None
-    # Train rows that read a table or database without contents can be trained on but not scored.
+    # Train rows that read a table or database without contents can be trained on but not scored. They are counted.
     without_contents: Literal["keep", "drop"] = "keep"
     # What test has and train has not. databases: test is the dev set. The others are for teachers from scratch, which
     # learn nothing about unseen schemas: test is a tenth of the train set, by query with all its questions, or by
@@ -60,6 +62,7 @@ class Spider:
 
     def __init__(self, config: SpiderConfig) -> None:
         self._config = config
+        self.counts = Counter[str]()
         self._folder = Path(config.source).expanduser()
         self._databases = (
             Path(config.databases or "databases").expanduser().absolute()
@@ -72,11 +75,13 @@ class Spider:
 
         Left out of test, by rule, are questions whose gold query reads a table without contents: it returns nothing,
         so every query that returns nothing would count as right. In SpiderMan's contents these are the eight dev
-        questions on `wta_1.rankings` (positions 459, 460, 469-472, 479 and 480 from 0).
+        questions on `wta_1.rankings` (positions 459, 460, 469-472, 479 and 480 from 0). They are counted, as are train
+        rows that cannot be scored. Any other database that a test question asks must be there.
 
         Raises:
-            InputError: files missing or malformed (file, row and key named).
+            InputError: files or a database missing, or malformed (file, row and key named).
         """
+        self.counts.clear()
         sources: tuple[Split, ...] = ("train", "test") if self._config.held_out == "databases" else ("train",)
         for source in sources:
             for origin, row in self._rows(source):
@@ -122,9 +127,14 @@ class Spider:
             group = f"{db_id}: {' '.join(held_out.split())}"
             split = "test" if zlib.crc32(group.encode()) % _HELD_OUT_SHARE == 0 else "train"
         missing = self._missing(db_id)
+        if missing is None and split == "test" and db_id not in _NOT_IN_SPIDERMAN:
+            places = f"{self._folder / 'databases' / db_id} nor {database_file(self._databases, db_id)}"
+            raise InputError(f"{origin}: db_id {db_id}: there is neither {places}")
         scorable = missing is not None and missing.isdisjoint(re.findall(r"\w+", query.lower()))
-        if not scorable and (split == "test" or self._config.without_contents == "drop"):
-            return None
+        if not scorable:
+            self.counts[f"{split}_without_contents"] += 1
+            if split == "test" or self._config.without_contents == "drop":
+                return None
         return Example(
             turns=(Turn("user", f"{self._schema_text(db_id)}\n{question}\n"),),
             response=query,

@@ -5,6 +5,7 @@ and query assigns it to one split, in `unseen` every database belongs to one spl
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,7 @@ class SyntheticSql:
 
     def __init__(self, config: SyntheticSqlConfig) -> None:
         self.config = config
+        self.counts = Counter[str]()
         self._folder = Path(config.databases).absolute()  # contexts travel to workers with other working folders
 
     def examples(self) -> Iterator[Example]:

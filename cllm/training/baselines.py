@@ -7,13 +7,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cllm.decoding.trajectories import Trajectory
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import (
     check_context_fits,
     create_model,
-    load_model,
     load_tokenizer,
     pad_token_id,
     resolve_training_dtype,
@@ -22,33 +20,23 @@ from cllm.models import (
 )
 from cllm.recipe import BaselinesConfig, DraftConfig, MedusaConfig, Recipe
 from cllm.training.batches import RowOfDocuments, RowStream
-from cllm.training.documents import Document
 from cllm.training.draft import DraftObjective
 from cllm.training.medusa import MedusaHeads, MedusaObjective, save_heads
 from cllm.training.objective import Objective
 from cllm.training.session import (
-    HELD_OUT_SHARE,
     Session,
     hold_out,
+    load_for,
     packed_attention,
     read_trajectories,
     unsharded,
     validation_rows,
 )
+from cllm.training.sources import ResponseDocuments
 from cllm.training.trainer import Trainer
 from cllm.training.worker import Worker
 
 MEDUSA_MODEL = "model"  # folder of the model that Medusa-2 trains, beside the heads
-
-
-class ResponseDocuments:
-    """Prompts with the teacher's responses, the same in every epoch."""
-
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
-        self._documents = [Document(row.prompt_ids, row.response_ids) for row in trajectories]
-
-    def documents(self, epoch: int) -> list[Document]:
-        return self._documents
 
 
 @dataclass(slots=True)
@@ -62,8 +50,7 @@ class MedusaSession(Session):
             save_heads(folder, state)
             return
         save_heads(folder, _below("heads.", state))
-        model = unsharded(objective.model)
-        model.load_state_dict(_below("model.", state))
+        model, _ = unsharded(objective.model, _below("model.", state))
         save_model(folder / MEDUSA_MODEL, model, self.tokenizer)
 
 
@@ -128,7 +115,7 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def _teacher(recipe: Recipe, worker: Worker) -> PreTrainedModel:
-    return load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=packed_attention(worker))
+    return load_for(worker, teacher_path(recipe), teacher_revision(recipe))
 
 
 def _draft_model(
@@ -136,7 +123,7 @@ def _draft_model(
 ) -> PreTrainedModel:
     """With as many embeddings as the teacher has, those without a token included: speculative decoding needs it."""
     if config.path is not None:
-        return load_model(config.path, revision=config.revision, attention=packed_attention(worker))
+        return load_for(worker, config.path, config.revision)
     assert config.scratch is not None
     model: PreTrainedModel = create_model(config.scratch, tokenizer, seed, vocab_size=vocab_size)
     model.set_attn_implementation(packed_attention(worker))
@@ -151,9 +138,9 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     worker: Worker,
 ) -> tuple[Trainer, Sequence[RowOfDocuments]]:
-    """The trainer on the run's responses, and the rows to validate on: of the prompts that the CLLM is validated on."""
-    responses = read_trajectories(recipe, states=False)
-    held_out, rest = hold_out(responses, HELD_OUT_SHARE if config.validate_every else 0.0)
+    """The trainer on the run's responses, and the rows to validate on; the CLLM learns from the same, and is validated
+    on the same."""
+    held_out, rest = hold_out(read_trajectories(recipe, states=False))
     trainer = Trainer(
         objective,
         RowStream(ResponseDocuments(rest), config.optim.row_tokens, recipe.seed),
@@ -163,9 +150,8 @@ def _trainer(
         pad_id=pad_token_id(tokenizer),
         worker=worker,
         compile_layers=recipe.resources.compile,
+        seed=recipe.seed,
     )
-    if not held_out:
-        return trainer, []
     return trainer, validation_rows(ResponseDocuments(held_out), config.optim, recipe.seed, worker)
 
 

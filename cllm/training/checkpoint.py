@@ -17,35 +17,40 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from cllm.errors import InputError
+from cllm.training.early_stopping import TRAINED, EarlyStopping, copied_weights
 from cllm.training.trainer import Trainer
 
 _PROGRESS = "progress.json"
-_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what is frozen comes from elsewhere again
+_BEST = "best"  # of early stopping
 
 
-def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Save trained weights, optimiser and place in the data; every worker calls it, with its own or a shared folder."""
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=_TRAINED)
+def save_checkpoint(trainer: Trainer, folder: Path, stopping: EarlyStopping | None = None) -> None:
+    """Save trained weights, optimiser, place in the data, and the best weights so far; every worker calls it, with its
+    own or a shared folder."""
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=TRAINED)
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    progress: dict[str, Any] = {"step": trainer.step, "stream": trainer.feed.state}
+    if stopping is not None:
+        state[_BEST], progress[_BEST] = stopping.weights, stopping.progress
     with _quiet():
-        dcp.save(
-            {"model": model_state, "optimizer": optimizer_state},
-            checkpoint_id=folder,
-            no_dist=trainer.worker.world == 1,
-        )
+        dcp.save(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
     if trainer.worker.rank == 0:
-        (folder / _PROGRESS).write_text(json.dumps({"step": trainer.step, "stream": trainer.feed.state}))
+        (folder / _PROGRESS).write_text(json.dumps(progress))
 
 
-def load_checkpoint(trainer: Trainer, folder: Path) -> None:
+def load_checkpoint(trainer: Trainer, folder: Path, stopping: EarlyStopping | None = None) -> None:
     """Restore what `save_checkpoint` wrote, on the same or another number of workers.
 
     Raises:
         InputError: the checkpoint is incomplete or of another model.
     """
-    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=_TRAINED)
+    model_state, optimizer_state = get_state_dict(trainer.objective, trainer.optimizers, options=TRAINED)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         progress = json.loads((folder / _PROGRESS).read_text())
+        best = progress.get(_BEST) if stopping is not None else None
+        if best is not None and best["step"] > 0:
+            state[_BEST] = copied_weights(trainer.objective)  # to be read into
         with _quiet():
             dcp.load(state, checkpoint_id=folder, no_dist=trainer.worker.world == 1)
     except (Exception, CheckpointException) as error:  # the latter is no Exception; dcp raises many kinds
@@ -55,8 +60,10 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
         trainer.optimizers,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
-        options=_TRAINED,
+        options=TRAINED,
     )
+    if stopping is not None and best is not None:
+        stopping.resume(best, state.get(_BEST, {}))
     trainer.step = progress["step"]
     trainer.feed.restore(progress["stream"])
 

@@ -21,12 +21,12 @@ class Step:
 
     Attributes:
         parts: this worker's rows, one part for each accumulated pass, as documents and packed on the device.
-        num_ar, num_consistency: tokens that bear a loss in the rows of all workers.
+        num_ar, num_second: by how many tokens the losses of all workers' rows are divided.
     """
 
     parts: list[tuple[Sequence[RowOfDocuments], PackedRows]]
     num_ar: int
-    num_consistency: int
+    num_second: int
 
 
 class StepFeed:
@@ -36,7 +36,7 @@ class StepFeed:
     thread that launches kernels. `state` is the place behind the last step that was taken, not the last prepared one.
 
     Args:
-        count: the `num_ar` and `num_consistency` of rows.
+        count: the `num_ar` and `num_second` of rows.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def packed_losses(model: PreTrainedModel, rows: PackedRows, divergence: Divergen
     hidden_NE = hidden_states_RLE(model, rows).flatten(0, 1)
     head = output_head(model)
     ar = ar_loss_T(head(hidden_NE[rows.ar_T]), rows.tokens_RL.flatten()[rows.ar_T + 1]).sum()
-    consistency = ar.new_zeros(())
+    consistency = ar.new_zeros(())  # a CLLM's second loss
     if len(rows.student_T):
         with torch.no_grad():
             teacher_TV = head(hidden_NE[rows.teacher_T])

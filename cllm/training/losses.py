@@ -40,14 +40,17 @@ def ar_loss_T(logits_TV: torch.Tensor, labels_T: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Losses summed over the tokens of some rows, and over how many tokens; sums of parts add up to the whole's."""
+    """Losses summed over the tokens of some rows, and over how many tokens; sums of parts add up to the whole's.
+
+    Every objective has two: the AR loss, and a second one that `Objective.second_loss` names.
+    """
 
     ar: torch.Tensor
-    consistency: torch.Tensor
+    second: torch.Tensor
     num_ar: int
-    num_consistency: int
+    num_second: int
 
     @property
     def stacked(self) -> torch.Tensor:
-        """AR and consistency sums without gradient, float32 [2]."""
-        return torch.stack([self.ar.detach(), self.consistency.detach()])
+        """AR and second sums without gradient, float32 [2]."""
+        return torch.stack([self.ar.detach(), self.second.detach()])

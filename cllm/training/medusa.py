@@ -55,7 +55,8 @@ class MedusaHeads(torch.nn.Module):
         weight_VE = output_head(model).weight
         assert isinstance(weight_VE, torch.Tensor)
         vocab_size, hidden_size = weight_VE.shape
-        heads = MedusaHeads(hidden_size, vocab_size, num_heads)
+        with weight_VE.device:  # the meta device, where the weights come from another worker
+            heads = MedusaHeads(hidden_size, vocab_size, num_heads)
         for parameter in heads.blocks.parameters():
             parameter.zero_()
         for parameter in heads.lm_heads.parameters():

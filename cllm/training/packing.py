@@ -6,7 +6,7 @@ clean response) and student logits (on the spans), where the paper's code makes 
 Shapes: R rows, L row length (tokens), N = R * L, P pieces (clean tokens of a document, or one span), T some tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -62,24 +62,29 @@ def visible_RLL(rows: PackedRows) -> torch.Tensor:
     return context_RLL | own_RLL
 
 
-def assign_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """First-fit: indices of documents for each row, in order of first use; too long documents are left out."""
-    rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (row, tokens left), oldest first
+def assign_rows(lengths: Iterable[int], row_tokens: int) -> Iterator[list[int]]:
+    """First-fit: indices of documents for each row, as rows are closed; too long documents are left out.
+
+    Of the lengths, which may come from an iterator, no more are taken than a row needs to be closed.
+    """
+    rows: list[list[int]] = []  # still open, oldest first
+    free: list[int] = []  # tokens left in them
     for index, length in enumerate(lengths):
         if length > row_tokens:
             continue
-        for slot, (row, left) in enumerate(free):
+        for slot, left in enumerate(free):
             if length <= left:
-                rows[row].append(index)
-                free[slot] = (row, left - length)
+                rows[slot].append(index)
+                free[slot] -= length
                 break
         else:
             rows.append([index])
-            free.append((len(rows) - 1, row_tokens - length))
-            if len(free) > _OPEN_ROWS:
-                free.remove(min(free, key=lambda entry: entry[1]))
-    return rows
+            free.append(row_tokens - length)
+            if len(rows) > _OPEN_ROWS:
+                fullest = free.index(min(free))
+                del free[fullest]
+                yield rows.pop(fullest)
+    yield from rows
 
 
 def pack(rows: Sequence[Iterable[Document]], row_tokens: int, pad_id: int) -> PackedRows:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cllm.decoding.trajectories import Trajectory, from_table, read_table
+from cllm.decoding.trajectories import Trajectory, read_table
 from cllm.errors import InputError
 from cllm.layout import RunLayout, teacher_path, teacher_revision
 from cllm.models import (
@@ -24,12 +24,14 @@ from cllm.models import (
     save_model,
     weights_revision,
 )
-from cllm.recipe import LoraConfig, OptimConfig, Recipe
+from cllm.recipe import FinetuneConfig, LoraConfig, OptimConfig, Recipe, TrainConfig
 from cllm.tasks.prompts import read_prompts, tokenizer_hash
 from cllm.training.batches import RowOfDocuments, RowStream
+from cllm.training.early_stopping import EarlyStopping
 from cllm.training.forward import PackedObjective
 from cllm.training.on_policy import Refiner
 from cllm.training.sources import DocumentSource, ReferenceDocuments, TrajectoryDocuments, WindowGuess
+from cllm.training.store import stored_trajectories
 from cllm.training.trainer import Trainer
 from cllm.training.worker import Worker
 
@@ -43,36 +45,46 @@ class Session:
 
     Attributes:
         validation: packed rows, a multiple of the number of workers; empty if there is nothing to validate on.
-        validate_every: steps between validations; None: never.
-        patience: validations without improvement before stopping; None: never stop early.
+        validate_every: steps between validations; None: at the end only.
+        stopping: ends the training early, and keeps its best weights; None: the last step ends it.
         peft: the adapter wrapper around the trained model, if there is one.
     """
 
     trainer: Trainer
     validation: Sequence[RowOfDocuments]
     validate_every: int | None
-    patience: int | None
+    stopping: EarlyStopping | None
     tokenizer: PreTrainedTokenizerBase
     peft: PeftModel | None = None
 
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether to validate now, between two steps."""
+        step, steps = self.trainer.step, self.trainer.config.steps
+        due = step == steps or (self.validate_every is not None and step % self.validate_every == 0)
+        return due and bool(self.validation)
+
     def export(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a plain Hugging Face checkpoint of `state` (`full_model_state`); adapters are merged into it."""
-        model = self.trainer.objective.model
+        model, peft = self.trainer.objective.model, self.peft
         if self.trainer.worker.world > 1:
-            model = unsharded(model)
-            if self.peft is not None:
-                self.peft = get_peft_model(model, self.peft.peft_config["default"])
-            model.load_state_dict(state)
-        if self.peft is not None:
-            model = self.peft.merge_and_unload()
-        save_model(folder, model, self.tokenizer)
+            model, peft = unsharded(model, state, peft)
+        save_model(folder, model if peft is None else peft.merge_and_unload(), self.tokenizer)
 
 
-def unsharded(model: PreTrainedModel) -> PreTrainedModel:
-    """A model like `model`, whole and on the CPU, for weights gathered from all workers; its own are random."""
-    copy: PreTrainedModel = type(model)(model.config)
-    copy.generation_config = model.generation_config
-    return copy
+def unsharded(
+    model: PreTrainedModel, state: dict[str, torch.Tensor], peft: PeftModel | None = None
+) -> tuple[PreTrainedModel, PeftModel | None]:
+    """A model like `model`, whole and on the CPU, of weights gathered from all workers; and the wrapper of its
+    adapters, if it has any. It is to be saved: what a checkpoint does not hold (positions' frequencies) it lacks."""
+    with torch.device("meta"):
+        whole: PreTrainedModel = type(model)(model.config)
+        wrapper = None if peft is None else get_peft_model(whole, peft.peft_config["default"])
+    whole.load_state_dict(state, assign=True)
+    whole.tie_weights()
+    whole.generation_config = model.generation_config
+    assert wrapper is None or isinstance(wrapper, PeftModel)
+    return whole, wrapper
 
 
 def finetune_session(recipe: Recipe, worker: Worker) -> Session:
@@ -80,45 +92,46 @@ def finetune_session(recipe: Recipe, worker: Worker) -> Session:
     assert recipe.finetune is not None
     config, layout = recipe.finetune, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
-    model = _base_model(recipe, tokenizer, packed_attention(worker))
-    dtype = resolve_training_dtype(config.precision, worker.device)
+    model = _base_model(recipe, tokenizer, worker)
+    peft = _prepared(model, config, recipe.seed)
     source = ReferenceDocuments(read_prompts(layout.prompts_file, "train"))
     trainer = Trainer(
         PackedObjective(model, "forward_kl"),
         RowStream(source, config.optim.row_tokens, recipe.seed),
         config.optim,
         ar_weight=1.0,
-        dtype=dtype,
+        dtype=resolve_training_dtype(config.precision, worker.device),
         pad_id=pad_token_id(tokenizer),
         worker=worker,
         compile_layers=recipe.resources.compile,
+        seed=recipe.seed,
     )
     held_out = ReferenceDocuments(read_prompts(layout.prompts_file, "validation"))
     validation = validation_rows(held_out, config.optim, recipe.seed, worker)
-    return Session(trainer, validation, config.validate_every, None, tokenizer)
+    return Session(trainer, validation, config.validate_every, None, tokenizer, peft)
 
 
 def distill_session(recipe: Recipe, worker: Worker, seed: int | None = None) -> Session:
     """Consistency distillation of the teacher into a CLLM.
 
     Args:
-        seed: of the order of documents and of the draws of their states; None: the recipe's.
+        seed: of the order of documents, the draws of their states and all noise of training; None: the recipe's.
+
+    Raises:
+        InputError: the teacher or the trajectories cannot be used; or early stopping has nothing to validate on.
     """
     config, layout = recipe.train, RunLayout.of(recipe)
     tokenizer = load_tokenizer(str(layout.tokenizer))
     rows = read_trajectories(recipe, states=config.loss.states == "trajectory")
-    model = load_model(teacher_path(recipe), revision=teacher_revision(recipe), attention=packed_attention(worker))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    peft = None if config.lora is None else _with_adapters(model, config.lora)
+    drawing = recipe if seed is None else recipe.model_copy(update={"seed": seed})
+    model = load_for(worker, teacher_path(recipe), teacher_revision(recipe))
+    peft = _prepared(model, config, drawing.seed)
     guess = WindowGuess(recipe.collect.guess, recipe.collect.block_size, pad_token_id(tokenizer))
     iterations = config.loss.on_policy_iterations
-    drawing = recipe if seed is None else recipe.model_copy(update={"seed": seed})
-    documents = partial(trajectory_documents, recipe=drawing, guess=guess)
-    held_out, train_rows = hold_out(rows, HELD_OUT_SHARE if config.validate_every else 0.0)
+    held_out, train_rows = hold_out(rows)
     trainer = Trainer(
         PackedObjective(model, config.loss.divergence),
-        RowStream(documents(train_rows), config.optim.row_tokens, drawing.seed),
+        RowStream(trajectory_documents(train_rows, drawing, guess), config.optim.row_tokens, drawing.seed),
         config.optim,
         ar_weight=config.loss.ar_weight,
         dtype=resolve_training_dtype(config.precision, worker.device),
@@ -126,16 +139,21 @@ def distill_session(recipe: Recipe, worker: Worker, seed: int | None = None) -> 
         worker=worker,
         refiner=Refiner(iterations, guess, drawing.seed) if iterations else None,
         compile_layers=recipe.resources.compile,
+        seed=drawing.seed,
     )
-    validation: Sequence[RowOfDocuments] = []
-    if held_out:
-        validation = validation_rows(documents(held_out), config.optim, recipe.seed, worker)
-    return Session(trainer, validation, config.validate_every, config.patience, tokenizer, peft)
+    validation = validation_rows(trajectory_documents(held_out, recipe, guess), config.optim, recipe.seed, worker)
+    if config.patience is not None and not validation:
+        raise InputError(f"train.patience: {len(rows)} trajectories are too few to hold some out for validation")
+    stopping = None if config.patience is None else EarlyStopping(config.patience)
+    return Session(trainer, validation, config.validate_every, stopping, tokenizer, peft)
 
 
-def hold_out(rows: Sequence[Trajectory], share: float) -> tuple[Sequence[Trajectory], Sequence[Trajectory]]:
-    """The first `share` of the rows, and the others; all responses to one prompt are on one side."""
-    end = round(share * len(rows))
+def hold_out(rows: Sequence[Trajectory]) -> tuple[Sequence[Trajectory], Sequence[Trajectory]]:
+    """A fixed share of the rows for validation, and the others; all responses to one prompt are on one side.
+
+    It is held out whether or not anybody validates, so that the CLLM and what it is compared with learn from the same.
+    """
+    end = round(HELD_OUT_SHARE * len(rows))
     while 0 < end < len(rows) and rows[end].prompt_id == rows[end - 1].prompt_id:
         end += 1
     return rows[:end], rows[end:]
@@ -150,15 +168,14 @@ def trajectory_documents(rows: Sequence[Trajectory], recipe: Recipe, guess: Wind
     return TrajectoryDocuments(rows, recipe.train.loss, recipe.seed, guess, references)
 
 
-def read_trajectories(recipe: Recipe, *, states: bool = True) -> list[Trajectory]:
-    """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw); `states` as in
-    `from_table`.
+def read_trajectories(recipe: Recipe, *, states: bool = True) -> Sequence[Trajectory]:
+    """The run's trajectories, ordered by prompt id (a hash, so that any prefix is a random draw), each made when it is
+    asked for; without `states` they have no blocks.
 
     Raises:
         InputError: trajectories of another teacher, tokenizer or block size than the recipe's.
     """
-    rows = [row for table in _trajectory_tables(recipe) for row in from_table(table, states=states)]
-    return sorted(rows, key=lambda row: row.prompt_id)
+    return stored_trajectories(_trajectory_tables(recipe), states=states)
 
 
 def check_trajectories(recipe: Recipe) -> None:
@@ -188,15 +205,20 @@ def trajectory_metadata(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> d
     }
 
 
-def _base_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+def _base_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> PreTrainedModel:
     if recipe.teacher.scratch is not None:
         model: PreTrainedModel = create_model(recipe.teacher.scratch, tokenizer, recipe.seed)
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(packed_attention(worker))
         return model
     assert recipe.teacher.path is not None
-    model = load_model(recipe.teacher.path, revision=recipe.teacher.revision, attention=attention)
+    model = load_for(worker, recipe.teacher.path, recipe.teacher.revision)
     check_tokenizer_fits(model.config.vocab_size, tokenizer, recipe.teacher.path)
     return model
+
+
+def load_for(worker: Worker, path: str, revision: str | None) -> PreTrainedModel:
+    """A checkpoint for training: its weights on the CPU of rank 0, and its structure alone on the other workers."""
+    return load_model(path, revision=revision, attention=packed_attention(worker), empty=worker.rank > 0)
 
 
 def packed_attention(worker: Worker) -> str:
@@ -204,7 +226,14 @@ def packed_attention(worker: Worker) -> str:
     return "flex_attention" if worker.device.type == "cuda" else "sdpa"
 
 
-def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def _prepared(model: PreTrainedModel, config: FinetuneConfig | TrainConfig, seed: int) -> PeftModel | None:
+    """Turn on what the section asks for; returns the wrapper of the adapters, if it asks for any."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return None if config.lora is None else _with_adapters(model, config.lora, seed)
+
+
+def _with_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     """Adapters put into `model` in place; the wrapper is needed only to merge them."""
     peft_config = PeftLoraConfig(
         r=config.rank,
@@ -213,13 +242,13 @@ def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         target_modules=list(config.target_modules),
         task_type="CAUSAL_LM",
     )
+    torch.manual_seed(seed)  # adapters begin with random weights
     wrapped = get_peft_model(model, peft_config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
 
 def validation_rows(source: DocumentSource, optim: OptimConfig, seed: int, worker: Worker) -> Sequence[RowOfDocuments]:
-    """The first rows of `source`, packed as in training, a multiple of the number of workers."""
-    stream = RowStream(source, optim.row_tokens, seed)
-    count = min(stream.rows_per_epoch, MAX_VALIDATION_ROWS) // worker.world * worker.world
-    return stream.take(count)
+    """The first rows of `source`, packed as in training, a multiple of the number of workers; none if nothing fits."""
+    rows = list(islice(RowStream(source, optim.row_tokens, seed).epoch_rows(0), MAX_VALIDATION_ROWS))
+    return rows[: len(rows) // worker.world * worker.world]

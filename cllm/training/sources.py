@@ -11,6 +11,7 @@ from cllm.decoding.trajectories import Trajectory
 from cllm.recipe import LossConfig
 from cllm.tasks.prompts import Prompt
 from cllm.training.documents import Document, Span
+from cllm.training.lazy import LazySequence
 
 State = tuple[int, ...]
 
@@ -30,9 +31,12 @@ class WindowGuess:
 
 
 class DocumentSource(Protocol):
-    """Yields the documents of one pass over the data: a pure function of the epoch, so that training can resume."""
+    """Yields the documents of one pass over the data: a pure function of the epoch, so that training can resume.
 
-    def documents(self, epoch: int) -> list[Document]: ...
+    The sequence may make a document whenever it is asked for one, which is once an epoch.
+    """
+
+    def documents(self, epoch: int) -> Sequence[Document]: ...
 
 
 class ReferenceDocuments:
@@ -41,12 +45,27 @@ class ReferenceDocuments:
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self._documents = [Document(prompt.prompt_ids, prompt.reference_ids) for prompt in prompts]
 
-    def documents(self, epoch: int) -> list[Document]:
+    def documents(self, epoch: int) -> Sequence[Document]:
         return self._documents
 
 
+class ResponseDocuments:
+    """Prompts with the teacher's responses, the same in every epoch."""
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self._trajectories = trajectories
+
+    def documents(self, epoch: int) -> Sequence[Document]:
+        return LazySequence(range(len(self._trajectories)), self._document)
+
+    def _document(self, index: int) -> Document:
+        row = self._trajectories[index]
+        return Document(row.prompt_ids, row.response_ids)
+
+
 class TrajectoryDocuments:
-    """Consistency distillation: every epoch draws new states of each block.
+    """Consistency distillation: every epoch draws new states of each block. With `ar_labels: reference` each of them is
+    followed by a document of its prompt's reference answer.
 
     Args:
         guess: makes the initial guesses of `states: guess`.
@@ -69,19 +88,22 @@ class TrajectoryDocuments:
         self._guess = guess
         self._references = references or {}
 
-    def documents(self, epoch: int) -> list[Document]:
-        documents = []
-        learn_response = self._config.ar_labels == "teacher"
-        for row in self._trajectories:
-            rng = random.Random(f"{self._seed}/{epoch}/{row.prompt_id}")
-            if self._config.states == "guess":
-                spans = draw_guessed_spans(row, self._config.states_per_block, self._guess, rng)
-            else:
-                spans = draw_spans(row, self._config, rng)
-            documents.append(Document(row.prompt_ids, row.response_ids, spans, learn_response))
-            if not learn_response:
-                documents.append(Document(row.prompt_ids, self._references[row.prompt_id]))
-        return documents
+    def documents(self, epoch: int) -> Sequence[Document]:
+        per_row = 1 if self._config.ar_labels == "teacher" else 2
+
+        def make(index: int) -> Document:
+            row = self._trajectories[index // per_row]
+            if index % per_row:
+                return Document(row.prompt_ids, self._references[row.prompt_id])
+            return Document(row.prompt_ids, row.response_ids, self._spans(row, epoch), learn_response=per_row == 1)
+
+        return LazySequence(range(per_row * len(self._trajectories)), make)
+
+    def _spans(self, row: Trajectory, epoch: int) -> tuple[Span, ...]:
+        rng = random.Random(f"{self._seed}/{epoch}/{row.prompt_id}")
+        if self._config.states == "guess":
+            return draw_guessed_spans(row, self._config.states_per_block, self._guess, rng)
+        return draw_spans(row, self._config, rng)
 
 
 def draw_spans(row: Trajectory, config: LossConfig, rng: random.Random) -> tuple[Span, ...]:

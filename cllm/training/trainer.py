@@ -1,12 +1,13 @@
 """The optimiser step over packed rows, on one device or sharded by FSDP2 over several."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from cllm.errors import InputError
@@ -19,6 +20,7 @@ from cllm.training.objective import Objective
 from cllm.training.on_policy import Refiner
 from cllm.training.optim import learning_rate_at
 from cllm.training.packing import PackedRows
+from cllm.training.sharding import decoder_layers, shard
 from cllm.training.worker import Worker
 
 
@@ -26,12 +28,15 @@ from cllm.training.worker import Worker
 class StepLosses:
     """Mean losses in nats a token over all workers, and the number of packed tokens (padding included).
 
-    `consistency` is the objective's second loss, whatever its name.
+    Attributes:
+        second: the objective's other loss, which `Objective.second_loss` names.
+        refinements: forward passes of these tokens without gradient, before the one with it.
     """
 
     ar: float
-    consistency: float
+    second: float
     num_tokens: int
+    refinements: int
     grad_norm: float
     learning_rate: float
 
@@ -45,7 +50,12 @@ class Trainer:
     may settle some of them.
 
     Args:
+        objective: with several workers, its weights are those of rank 0 (`cllm.training.sharding`).
         compile_layers: decoder layers run through torch.compile; losses differ by rounding.
+        seed: of dropout's noise, which is a function of it, the step and the worker: a resumed run repeats it.
+
+    Raises:
+        InputError: workers and accumulation do not divide the rows of a step, or an optimizer for one worker only.
     """
 
     def __init__(
@@ -60,10 +70,11 @@ class Trainer:
         worker: Worker,
         refiner: Refiner | None = None,
         compile_layers: bool = False,
+        seed: int = 0,
     ) -> None:
-        parts = worker.world * config.accumulation
-        if config.rows_per_step % parts:
-            raise ValueError(f"rows_per_step {config.rows_per_step} is no multiple of workers x accumulation {parts}")
+        parts, rows = worker.world * config.accumulation, config.rows_per_step
+        if rows % parts:
+            raise InputError(f"optim.rows_per_step: {rows} is no multiple of workers x accumulation, {parts}")
         if config.optimizer == "muon" and worker.world > 1:
             raise InputError("optim.optimizer: muon trains on one worker only; use adamw")
         self.config = config
@@ -72,28 +83,37 @@ class Trainer:
         self.worker = worker
         self.ar_weight = ar_weight
         self.refiner = refiner
+        self.seed = seed
         self.step = 0
         self.model = objective.trained
-        self.objective = objective.to(worker.device).train()
+        self.objective = objective.train()
         if compile_layers:
             for model in objective.models:
                 compile_decoder_layers(model)
         if worker.world > 1:
-            _shard(self.objective, dtype)
+            shard(objective, dtype, worker)
+        else:
+            objective.to(worker.device)
         self._autocast = torch.autocast(worker.device.type, dtype, enabled=worker.world == 1 and dtype != torch.float32)
         self.optimizers = objective.build_optimizers(config)
 
     def train_step(self) -> StepLosses:
-        """One optimiser step; raises RuntimeError if the loss is not finite (nothing is updated then)."""
+        """One optimiser step.
+
+        Raises:
+            InputError: the gradient is not finite; nothing is updated then.
+        """
+        torch.manual_seed(random.Random(f"{self.seed}/noise/{self.step}/{self.worker.rank}").getrandbits(63))
         step = self.feed.take()
-        sums = self._backward(step)
+        refinements = 0 if self.refiner is None else self.refiner.iterations_at(self.step)
+        sums = self._backward(step, refinements)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
         if self.step + 1 < self.config.steps:
             self.feed.prepare()  # while the GPU is at work: it is asked for a value only below
-        ar, consistency = self._sum_over_workers(sums)
+        ar, second = self._sum_over_workers(sums)
         norm = float(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
         if not norm < float("inf"):
-            raise RuntimeError(f"step {self.step}: gradient norm {norm}; lower the learning rate")
+            raise InputError(f"step {self.step}: gradient norm {norm}; lower optim.learning_rate")
         learning_rate = learning_rate_at(self.step, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -101,43 +121,63 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        num_tokens = self.config.rows_per_step * self.config.row_tokens
         return StepLosses(
-            ar / max(1, step.num_ar), consistency / max(1, step.num_consistency), num_tokens, norm, learning_rate
+            ar=ar / max(1, step.num_ar),
+            second=second / max(1, step.num_second),
+            num_tokens=self.config.rows_per_step * self.config.row_tokens,
+            refinements=refinements,
+            grad_norm=norm,
+            learning_rate=learning_rate,
         )
 
     @torch.no_grad()
     def validate(self, rows: Sequence[RowOfDocuments]) -> tuple[float, float]:
-        """Mean AR and consistency loss over `rows`, whose number must be a multiple of the workers'."""
-        self.objective.eval()
-        totals = torch.zeros(2, device=self.worker.device)
-        for row in rows[self.worker.rank :: self.worker.world]:
-            totals += self._losses([row], self.feed.pack([row])).stacked
-        self.objective.train()
-        num_ar, num_consistency = self.objective.count_labels(rows)
-        ar, consistency = self._sum_over_workers(totals)
-        return ar / max(1, num_ar), consistency / max(1, num_consistency)
+        """Mean AR and second loss over `rows`, whose number must be a multiple of the workers'.
 
-    def _backward(self, step: Step) -> torch.Tensor:
-        """Adds the gradient of this worker's rows; returns their AR and consistency sums, float32 [2]."""
+        They are the mean of what training on `rows` would see: with on-policy states, over all numbers of iterations.
+        """
+        refinements = 0 if self.refiner is None else self.refiner.max_iterations
+        totals = torch.zeros(2, device=self.worker.device)
+        self.objective.eval()
+        for row in rows[self.worker.rank :: self.worker.world]:
+            documents: Sequence[RowOfDocuments] = [row]
+            packed = self.feed.pack(documents)
+            totals += self._losses(packed).stacked
+            for _ in range(refinements):
+                documents, packed = self._refined(documents, packed, 1)
+                totals += self._losses(packed).stacked
+        self.objective.train()
+        num_ar, num_second = self.objective.count_labels(rows)
+        ar, second = self._sum_over_workers(totals / (1 + refinements))
+        return ar / max(1, num_ar), second / max(1, num_second)
+
+    def _backward(self, step: Step, refinements: int) -> torch.Tensor:
+        """Adds the gradient of this worker's rows; returns the sums of their AR and second loss, float32 [2]."""
         totals = torch.zeros(2, device=self.worker.device)
         for number, (rows, packed) in enumerate(step.parts, start=1):
             if isinstance(self.objective, FSDPModule):
                 self.objective.set_requires_gradient_sync(number == len(step.parts))
-            sums = self._losses(rows, packed, refine=True)
-            loss = self.ar_weight * sums.ar / max(1, step.num_ar) + sums.consistency / max(1, step.num_consistency)
+            sums = self._losses(self._refined(rows, packed, refinements)[1])
+            loss = self.ar_weight * sums.ar / max(1, step.num_ar) + sums.second / max(1, step.num_second)
             # FSDP averages gradients over workers; these losses are parts of a sum.
             (loss * self.worker.world).backward()
             totals += sums.stacked
         return totals
 
-    def _losses(self, rows: Sequence[RowOfDocuments], packed: PackedRows, refine: bool = False) -> LossSums:
+    def _refined(
+        self, rows: Sequence[RowOfDocuments], packed: PackedRows, iterations: int
+    ) -> tuple[Sequence[RowOfDocuments], PackedRows]:
+        """The rows after so many of the student's iterations on their spans, and packed again."""
+        for _ in range(iterations):
+            assert self.refiner is not None
+            assert isinstance(self.objective, PackedObjective)
+            with self._autocast:
+                rows = self.refiner.advance(self.objective, rows, packed)
+            packed = self.feed.pack(rows)
+        return rows, packed
+
+    def _losses(self, packed: PackedRows) -> LossSums:
         with self._autocast:
-            if refine and self.refiner is not None:
-                assert isinstance(self.objective, PackedObjective)
-                for _ in range(self.refiner.iterations_at(self.step)):
-                    rows = self.refiner.advance(self.objective, rows, packed)
-                    packed = self.feed.pack(rows)
             sums: LossSums = self.objective(packed)
         return sums
 
@@ -147,23 +187,8 @@ class Trainer:
         return values.tolist()
 
 
-def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    layers = model.base_model.layers
-    assert isinstance(layers, torch.nn.ModuleList)
-    return layers
-
-
 def compile_decoder_layers(model: PreTrainedModel, backend: str | Callable[..., Any] = "inductor") -> None:
     """torch.compile in place: names of parameters stay as they are. All layers share the code that the first compiles,
     and a new mask does not compile it again; rows of another shape do."""
     for layer in decoder_layers(model):
         layer.compile(backend=backend, dynamic=False)
-
-
-def _shard(objective: Objective, dtype: torch.dtype) -> None:
-    """FSDP2: every decoder layer is a unit, and the rest (embeddings, norm, output projection) is one with the root."""
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for model in objective.models:
-        for layer in decoder_layers(model):
-            fully_shard(layer, mp_policy=policy)
-    fully_shard(objective, mp_policy=policy)

@@ -20,8 +20,7 @@ class JacobiOptions(Config):
 
     guess: JacobiGuess = "prompt"  # of tokens that no prediction is left over for; ngram falls back to prompt
     pad_id: int = Field(0, ge=0)
-    policy: Literal["adaptive", "fixed"] = "adaptive"  # fixed: the full window at every batch size
-    free_tokens: int = Field(200, ge=1)  # tokens that a step computes while it reads the weights
+    policy: Literal["adaptive", "fixed"] = "adaptive"  # by step times measured at start-up, or always the full window
 
 
 class PeerOptions(Config):

@@ -28,7 +28,7 @@ class JacobiSampler:
     """Stands in for vLLM's sampler: draws, verifies, and leaves the next step's guesses in the request states.
 
     Args:
-        base: vLLM's sampler; all but the call goes to it.
+        base: vLLM's sampler, checked by `cllm.vllm.jacobi_hooks.check_runner`; all but the call goes to it.
         window: n.
         options: how the window is refilled.
     """

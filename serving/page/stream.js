@@ -59,7 +59,7 @@ export class Recording {
     };
   }
 
-  /** Guesses after so many passes; a settled one is what stood in its place one pass before. */
+  /** Guesses after so many passes; a settled one was predicted for its place one pass before as well. */
   guesses(passes) {
     if (passes === 0) return [];
     const { guesses, accepted } = this.#steps[passes - 1];

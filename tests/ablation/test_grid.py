@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from cllm.ablation.grid import Grid, students, title_of
+from cllm.ablation.grid import Grid, decoded_further, students, title_of
 from cllm.ablation.grids import GRIDS, get_grid
 from cllm.errors import InputError
 from cllm.recipes import get_recipe
@@ -30,7 +30,7 @@ def coded(grid: Grid) -> list[tuple[int, ...]]:
 def test_grids_have_enough_students_with_distinct_settings(name: str) -> None:
     found = students(get_grid(name))
     assert len({tuple(student.settings.items()) for student in found}) >= 24
-    assert len({(student.seed, student.recipe.fingerprint()) for student in found}) == len(found) == 34
+    assert len({(student.seed, student.recipe.fingerprint()) for student in found}) == len(found) == 39
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -68,6 +68,35 @@ def test_settings_are_what_the_recipes_say() -> None:
         assert (recipe.task.name, recipe.finetune, recipe.seed) == (base.task.name, base.finetune, base.seed)
         plain = base.with_overrides(student.overrides)
         assert (plain.train, plain.collect, plain.evaluate) == (recipe.train, recipe.collect, recipe.evaluate)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_cell_of_the_table_has_a_student_and_three_decodings(name: str) -> None:
+    """Of data and n all combinations, at the centre's other settings: nothing in the table is a sum of effects."""
+    grid = get_grid(name)
+    found = students(grid)
+    data, n = grid.factors[:2]
+    others = {factor.name: factor.values[0] for factor in grid.factors[2:]}
+    mine = [s for s in found if s.seed == grid.seeds[0] and others.items() <= s.settings.items()]
+    wanted = {(share, size) for share in data.values for size in n.values}
+    assert sorted((s.settings["data"], s.settings["n"]) for s in mine) == sorted(wanted)
+    decodings = {(s.settings["data"], s.settings["n"], s.window) for s in (*mine, *decoded_further(grid, found))}
+    assert decodings == {(*cell, window) for cell in wanted for window in n.values}
+
+
+def test_another_decoding_changes_nothing_of_the_training() -> None:
+    found = students(get_grid("demo"))
+    for student in decoded_further(get_grid("demo"), found):
+        (own,) = [s for s in found if (s.settings, s.seed) == (student.settings, student.seed)]
+        assert student.recipe.evaluate == own.recipe.evaluate.model_copy(update={"block_size": student.window})
+        assert (student.recipe.train, student.recipe.collect) == (own.recipe.train, own.recipe.collect)
+        assert student.window != own.window == own.recipe.collect.block_size
+
+
+def test_the_consistency_loss_stands_alone_in_one_level() -> None:
+    """The paper's finding on quality without the AR loss needs a student that has none."""
+    alone = [s for s in students(get_grid("demo")) if s.settings["ar_weight"] == 0.0]
+    assert [s.recipe.train.loss.ar_weight for s in alone] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -109,13 +138,13 @@ def changed(**keys: object) -> Grid:
 )
 def test_a_level_that_cannot_be_is_named(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        students(changed(factors=[factor("w", "train.loss.ar_weight=10", override)]))
+        students(changed(factors=[factor("w", "train.loss.ar_weight=10", override)], table=None, windows=[]))
 
 
 def test_the_first_level_is_checked_too() -> None:
     levels = ["collect.max_new_tokens=300", "collect.max_new_tokens=32"]
     with pytest.raises(InputError, match=r"grid debug, room=0: .* more than teacher\.scratch\.max_positions=512"):
-        students(changed(factors=[factor("room", *levels)]))
+        students(changed(factors=[factor("room", *levels)], table=None, windows=[]))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +154,9 @@ def test_the_first_level_is_checked_too() -> None:
         ({"factors": [factor("w", "seed=0", "seed=0")] * 2}, "factors: one of them stands there twice"),
         ({"factors": [factor(name, "seed=0", "seed=1", crossed=True) for name in "abc"]}, "3 are crossed"),
         ({"factors": [factor("w", "seed=0")]}, "levels"),
+        ({"table": ["data", "data"]}, "table: data × data: expected two of the factors data, n"),
+        ({"table": ["data", "size"]}, "table: data × size: expected two of the factors data, n"),
+        ({"table": None}, "windows: it is the students of a table that are decoded with them"),
         ({"nosuch": 1}, "nosuch"),
     ],
 )

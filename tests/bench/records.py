@@ -3,8 +3,9 @@
 from typing import Any
 
 from cllm.bench.matrix import Cell, LoadConfig, Platform
-from cllm.bench.matrix_results import CellRecord, CellResult, MatrixResults
+from cllm.bench.matrix_results import MatrixResults
 from cllm.bench.methods import ArMethod, JacobiMethod, MethodConfig, VllmMethod
+from cllm.bench.result import CellRecord, CellResult, EngineFacts
 
 PROVENANCE = {
     "commit": "0123456789abcdef",
@@ -48,6 +49,7 @@ def make_result(tokens_per_s: tuple[float, ...] = (90.0, 100.0, 120.0), **change
         "response_forwards": (8, 8, 8, 6),
         "mean_response_tokens": 7.5,
         "parameters": 1_900_000,
+        "engine": EngineFacts(package="cllm", version="0", scheduling="sync", guesses=0),
     }
     return CellResult(**fields | changed)
 

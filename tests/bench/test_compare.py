@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from cllm.bench.compare import Ratio, chance_apart, compare, newest, speed_ratio
+from cllm.bench.compare import Ratio, answered, chance_apart, compare, newest, speed_ratio
 from cllm.bench.matrix import LoadConfig, Platform
 from cllm.evaluation.metrics import paired_difference
 from tests.bench.records import AR, BLOCK, PROVENANCE, VLLM, failed_record, make_cell, make_record, make_result
@@ -78,6 +78,73 @@ def test_a_cell_measured_again_with_other_versions_replaces_the_first():
         for platform, time in zip(platforms, ("2026-01-01", "2026-02-01"), strict=True)
     )
     assert newest([new, old]) == [new]
+
+
+def test_a_scorer_that_was_mended_replaces_the_first():
+    """Also where only one model was measured again: the other one's old scores are no baseline any more."""
+    old, new = at("2026-01-01"), at("2026-02-01")
+    records = [
+        make_record(make_cell(AR, scorer="old"), provenance=old),
+        make_record(make_cell(AR, model="cllm", scorer="old"), provenance=old),
+        make_record(make_cell(AR, model="cllm", scorer="new"), provenance=new),
+    ]
+    teacher, cllm = compare(records)
+    assert (teacher.cell.scorer, cllm.cell.scorer) == ("old", "new")
+    assert cllm.minus_teacher is None
+
+
+def test_test_sets_of_one_task_stand_side_by_side():
+    """A run on Spider asked its own test questions, and another set of Spider's."""
+    records = [
+        make_record(make_cell(AR, data="own"), provenance=at("2026-01-01")),
+        make_record(make_cell(AR, test="synthetic_sql", data="other"), provenance=at("2026-02-01")),
+    ]
+    rows = compare(records)
+    assert [row.cell.test for row in rows] == ["", "synthetic_sql"]
+    assert [row.speedup for row in rows] == [Ratio(1, 1, 1)] * 2
+    assert rows[1].group == rows[0].group + ", another test set"
+
+
+def test_loads_of_two_matrices_stand_side_by_side():
+    """500 prompts with 256 timed in one matrix, 256 with 128 in a later one; the names tell them apart."""
+    loads = [LoadConfig(num_prompts=n, speed_prompts=n // 2, max_new_tokens=8) for n in (500, 256)]
+    times = ("2026-01-01", "2026-02-01")
+    records = [
+        make_record(make_cell(method, load=load), make_result((speed,) * 3), provenance=at(time))
+        for load, time in zip(loads, times, strict=True)
+        for method, speed in ((AR, 1.0), (BLOCK, 2.0))
+    ]
+    rows = compare(records)
+    assert len(rows) == 4
+    assert [row.speedup.value for row in rows if row.cell.method == BLOCK and row.speedup] == [2, 2]
+    groups = {row.cell.load.num_prompts: row.group for row in rows}
+    assert "500 prompts, 250 of them 3 times" in groups[500]
+    assert "256 prompts, 128 of them 3 times" in groups[256]
+    (alone,) = {row.group for row in compare(records[:2])}
+    assert "prompts" not in alone
+
+
+def test_what_was_not_timed_is_no_row_and_compared_with_its_like():
+    load = LoadConfig(num_prompts=4, repeats=0, max_new_tokens=8)
+    still = {"tokens_per_s": (), "latency_ms": {}, "floor_ms": 0.0}
+    records = [
+        make_record(make_cell(AR)),
+        make_record(make_cell(AR, load=load), make_result(**still)),
+        make_record(make_cell(BLOCK, model="cllm", load=load), make_result(**still, scores=(1.0,) * 4)),
+    ]
+    assert [row.cell.load.timed for row in compare(records)] == [True]
+    teacher, cllm = answered(records)
+    assert (teacher.identical, teacher.minus_teacher) == (1, None)
+    assert cllm.minus_teacher is not None
+    assert cllm.minus_teacher.mean == 0.5
+
+
+def test_a_row_says_where_it_is_from():
+    records = [
+        make_record(make_cell(AR), provenance={**PROVENANCE, "commit": "a"}),
+        make_record(make_cell(BLOCK), provenance={**PROVENANCE, "commit": "b"}),
+    ]
+    assert [row.provenance["commit"] for row in compare(records)] == ["a", "b"]
 
 
 def test_a_failure_replaces_nothing():

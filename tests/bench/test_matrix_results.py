@@ -8,9 +8,10 @@ import pytest
 
 from cllm.bench.compare import Ratio, compare, speed_ratio
 from cllm.bench.matrices import get_matrix
-from cllm.bench.matrix import Obstacle, Platform
+from cllm.bench.matrix import LoadConfig, Obstacle, Platform
 from cllm.bench.matrix_results import read_records, read_results, write_record, write_results
 from cllm.bench.methods import LookaheadMethod, TransformersMethod
+from cllm.bench.result import SCHEMA_VERSION, EngineFacts
 from cllm.errors import InputError
 from tests.bench.records import AR, BLOCK, VLLM, failed_record, make_cell, make_record, make_result
 
@@ -53,6 +54,31 @@ def test_what_only_some_cells_have_is_in_the_table(tmp_path: Path):
     assert row["accuracy"] is None
 
 
+def test_rows_of_the_table_say_what_was_asked_of_whom(tmp_path: Path):
+    """Without the document: load, test set, versions, and what served."""
+    load = LoadConfig(num_prompts=9, speed_prompts=5, max_new_tokens=8, temperature=0.5, top_p=0.9)
+    engine = EngineFacts(
+        package="vllm", version="0.29", runner="V2", scheduling="async", guesses=3,
+        steps=2, proposed=6, accepted=3, accepted_at=(2, 1, 0),
+    )  # fmt: skip
+    result = make_result(
+        engine=engine, step_ms=1.5, memory_gib=2.0, device_memory_gib=70.0, fast_forwarded=1.5, stationary=0.5,
+        reference_perplexity=3.0, word_perplexity={"ptb": 20.0},
+    )  # fmt: skip
+    write_record(tmp_path, make_record(make_cell(VLLM, test="synthetic_sql", load=load, scorer="s"), result))
+    write_results(tmp_path, MATRIX, [])
+    (row,) = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    expected = {
+        "test": "synthetic_sql", "num_prompts": 9, "speed_prompts": 5, "repeats": 3, "temperature": 0.5, "top_p": 0.9,
+        "threads": 2, "versions": [("torch", "2.13")], "attempts": 1, "scorer": "s", "scores": [1, 1, 0, 0],
+        "fast_forwarded": 1.5, "stationary": 0.5, "reference_perplexity": 3.0, "word_perplexity": [("ptb", 20.0)],
+        "step_ms": 1.5, "memory_gib": 2.0, "device_memory_gib": 70.0, "package": "vllm", "package_version": "0.29",
+        "runner": "V2", "scheduling": "async", "guesses": 3, "guesses_proposed": 6, "guesses_accepted": 3,
+        "guesses_accepted_at": [2, 1, 0], "precision": "auto", "dirty": False,
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+
+
 @pytest.mark.parametrize("name", ["scores", "response_tokens", "categories", "responses"])
 def test_figures_of_another_number_of_prompts_are_refused(name: str):
     with pytest.raises(ValueError, match=f"{name}: 1 entries for 4 prompts"):
@@ -79,17 +105,18 @@ def test_folders_of_two_machines_are_one(tmp_path: Path):
 @pytest.mark.parametrize(
     ("version", "way"),
     [
-        (3, "update this code"),
-        (1, "remove the file and run jobs/benchmark.py again"),
-        (0, "run jobs/benchmark.py again"),
-        (None, "run jobs/benchmark.py"),
+        (SCHEMA_VERSION + 1, "update this code"),
+        (SCHEMA_VERSION - 1, "convert the folder: python -m cllm.bench.convert"),
+        (None, "convert the folder"),
     ],
 )
 def test_another_schema_is_refused_with_the_way_out(tmp_path: Path, version: int | None, way: str):
     write_record(tmp_path, make_record())
     (path,) = (tmp_path / "cells").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version, "unknown": 1}))
-    with pytest.raises(InputError, match=f"schema version {version}, this code reads 2; .*{way}") as error:
+    with pytest.raises(
+        InputError, match=f"schema version {version}, this code reads {SCHEMA_VERSION}; .*{way}"
+    ) as error:
         read_records(tmp_path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -109,7 +136,7 @@ def test_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(InputError, match="attempts"):
         read_records(tmp_path)
     with pytest.raises(InputError, match=r"results.json: no such file; run jobs/benchmark.py"):
-        read_results([tmp_path])
+        read_results([tmp_path / "empty"])
 
 
 def test_ratio_of_speeds_carries_both_spreads():

@@ -1,14 +1,22 @@
 """Cells measured on tiny models: all methods give AR's tokens, and the loop's figures are those of its clock."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
 
 from cllm.bench.matrix import Cell, MatrixRecipe, Platform
-from cllm.bench.matrix_results import CellResult
 from cllm.bench.measure import Workbench
-from cllm.bench.methods import OneByOne, TransformersMethod
+from cllm.bench.methods import JacobiMethod, TransformersMethod
+from cllm.bench.one_by_one import OneByOne
 from cllm.bench.plan import plan
+from cllm.bench.result import CellResult
 from cllm.bench.served import percentile, serve
 from cllm.decoding.records import Commit, DecodeRequest
+from cllm.layout import RunLayout
+from cllm.models import load_model
 from cllm.recipe import Recipe
 from tests.bench.runs import matrix_over
 
@@ -89,7 +97,7 @@ def measured(tiny_run: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list
     ngram = matrix.methods[2].model_copy(update={"ngram": 2})
     matrix = matrix.model_copy(update={"methods": (*matrix.methods, adaptive, ngram, TransformersMethod())})
     found, bench = plan(matrix, PLATFORM), Workbench()
-    return [(c, CellResult.from_data(bench.measure(c, found.runs[c.run_key]), where=c.title)) for c in found.cells]
+    return [(cell, bench.measure(cell, found.runs[cell.run_key])) for cell in found.cells]
 
 
 def test_every_method_gives_the_tokens_of_ar(measured: list[tuple[Cell, CellResult]]):
@@ -101,7 +109,7 @@ def test_every_method_gives_the_tokens_of_ar(measured: list[tuple[Cell, CellResu
 
 
 def test_figures_are_complete(measured: list[tuple[Cell, CellResult]]):
-    assert len(measured) == 2 * (2 * 5 + 2)
+    assert len(measured) == 2 * (2 * 6 + 1)
     for cell, result in measured:
         assert len(result.tokens_per_s) == 3
         assert len(result.scores) == len(result.prompt_ids) == 4
@@ -112,6 +120,71 @@ def test_figures_are_complete(measured: list[tuple[Cell, CellResult]]):
         assert (result.trained_parameters, result.energy_j) == (0 if cell.model == "teacher" else result.parameters, ())
         assert (result.categories, result.responses) == ((), ())
         assert sum(result.response_tokens) / sum(result.response_forwards) == pytest.approx(result.tpf)
+
+
+def test_what_served_is_in_every_result(measured: list[tuple[Cell, CellResult]]):
+    for cell, result in measured:
+        engine = result.engine
+        assert engine is not None
+        assert engine.package == ("transformers" if cell.method.kind == "transformers" else "cllm")
+        assert (engine.runner, engine.scheduling) == (None, "sync")  # the engine overlaps steps on GPUs
+        if isinstance(cell.method, JacobiMethod) and cell.method.policy == "fixed":  # else AR steps are not counted
+            # Of this cell alone: an engine serves the next one as well. A row-step commits what held, and one more.
+            answered = 4 + 3 * 2  # once, and two of them in each repeat
+            assert engine.steps is not None
+            assert engine.accepted is not None
+            assert answered * 1 <= engine.steps <= answered * 12
+            assert engine.accepted + engine.steps == sum(result.response_tokens) + 3 * timed_tokens(cell, result)
+            assert engine.accepted_at is not None
+            assert sum(engine.accepted_at) == engine.accepted
+        assert (result.step_ms is None) == (cell.method.kind == "transformers")  # `generate` tells no steps
+        assert result.memory_gib is not None
+
+
+def timed_tokens(cell: Cell, result: CellResult) -> int:
+    return sum(result.response_tokens[: cell.load.speed_prompts])
+
+
+def test_the_floor_is_measured_while_no_decoder_takes_memory(tiny_run: Recipe, tmp_path: Path):
+    open_then: list[bool] = []
+
+    def bandwidth(device: torch.device) -> float:
+        open_then.append(bench.shelf._open is not None)
+        return 1e9
+
+    matrix = matrix_over(tiny_run, tmp_path, methods=[{"kind": "ar"}], models=["teacher"])
+    found, bench = plan(matrix, PLATFORM), Workbench(bandwidth)
+    results = [bench.measure(cell, found.runs[cell.run_key]) for cell in found.cells]
+    assert open_then == [False]
+    weights = load_model(str(RunLayout.of(tiny_run).finetuned))
+    matrices = sum(p.numel() for name, p in weights.named_parameters() if p.ndim == 2 and "embed" not in name)
+    head = weights.get_input_embeddings().weight.numel()  # tied: read once, as the last projection
+    assert {result.floor_ms for result in results} == {1000 * 4 * (matrices + head) / 1e9}
+
+
+def test_without_timing_there_are_answers_and_scores(tiny_run: Recipe, tmp_path: Path):
+    def bandwidth(device: torch.device) -> float:
+        raise AssertionError("nothing is to be timed")
+
+    load = {"num_prompts": 4, "repeats": 0, "max_new_tokens": 12}
+    changed = {"methods": [{"kind": "ar"}], "models": ["teacher"], "concurrencies": [2], "load": load}
+    found, bench = plan(matrix_over(tiny_run, tmp_path, **changed), PLATFORM), Workbench(bandwidth)
+    (cell,) = found.cells
+    result = bench.measure(cell, found.runs[cell.run_key])
+    assert (result.tokens_per_s, result.latency_ms, result.step_ms, result.floor_ms) == ((), {}, None, 0)
+    assert len(result.scores) == len(result.response_digests) == 4
+
+
+def test_generate_does_not_take_the_checkpoints_penalties(tiny_run: Recipe, tmp_path: Path):
+    """As Qwen's chat models have them; no other method does."""
+    shutil.copytree(RunLayout.of(tiny_run).root, tmp_path / "run")
+    moved = tiny_run.model_copy(update={"output": str(tmp_path / "run")})
+    path = RunLayout.of(moved).finetuned / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.9, "no_repeat_ngram_size": 2}))
+    changed = {"methods": [{"kind": "ar"}, {"kind": "transformers"}], "models": ["teacher"], "concurrencies": [1]}
+    found, bench = plan(matrix_over(moved, tmp_path / "results", **changed), PLATFORM), Workbench(lambda _: 1e9)
+    ar, generate = (bench.measure(cell, found.runs[cell.run_key]) for cell in found.cells)
+    assert generate.response_digests == ar.response_digests
 
 
 def test_tokens_per_forward(measured: list[tuple[Cell, CellResult]]):

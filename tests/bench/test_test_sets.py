@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from cllm.bench.matrix import Cell, Platform
-from cllm.bench.matrix_results import CellResult
 from cllm.bench.measure import Workbench
 from cllm.bench.plan import Plan, plan
 from cllm.bench.prompts import Run, draw_questions, longest_request, second_turns
+from cllm.bench.result import CellResult
 from cllm.errors import InputError
 from cllm.recipe import Recipe
 from cllm.tasks.base import JUDGED
@@ -46,7 +46,7 @@ def measured(
     found = plan_over(chat_run, tmp_path_factory.mktemp("results"), [{"name": "mt_bench", "source": source}])
     bench = Workbench()
     runs = [(cell, found.runs[cell.run_key]) for cell in found.cells]
-    return [(cell, CellResult.from_data(bench.measure(cell, run), where=cell.title), run) for cell, run in runs]
+    return [(cell, bench.measure(cell, run), run) for cell, run in runs]
 
 
 def test_a_run_appears_with_several_tasks(chat_run: Recipe, source: str, tmp_path: Path) -> None:
@@ -83,7 +83,8 @@ def test_prompts_that_are_too_long_are_counted(chat_run: Recipe, tmp_path: Path)
     long = {"category": "qa", "turns": ["who " * 400]}
     test = {"name": "spec_bench", "source": write_questions(tmp_path / "spec", [{**long, "turns": ["who?"]}, long])}
     found = plan_over(chat_run, tmp_path, [test])
-    assert "1 prompts left out: longer than max_prompt_tokens=256" in found.cannot_run[0].why
+    assert "1 prompts left out: longer than max_prompt_tokens=256" in found.left_out[0].why
+    assert not any("left out" in reason.why for reason in found.cannot_run)
     assert found.cells
     (reason,) = plan_over(chat_run, tmp_path, [], runs=[run_of(chat_run, test=test, max_prompt_tokens=4000)]).cannot_run
     assert "max_position_embeddings=512" in reason.why  # prompts that are let in must be readable

@@ -38,7 +38,7 @@ def test_named_paths_are_found_at_all() -> None:
 def test_named_recipes_and_keys_exist(path: Path) -> None:
     for recipe, rest in re.findall(r"--recipe ([\w-]+)((?: --set \S+)*)", text_of(path)):
         get_recipe(recipe).with_overrides(re.findall(r"--set (\S+)", rest))
-    for override in re.findall(r"`[^`]*--set [^`]*`", text_of(path)):
+    for override in re.findall(r"`[^`\n]*--set [^`\n]*`", text_of(path)):
         get_recipe("paper-gsm8k").with_overrides(re.findall(r"--set ([^\s`]+)", override))
 
 

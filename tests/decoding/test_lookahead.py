@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cllm.decoding.branches import Branches, CandidatePool
 from cllm.decoding.cache import RowCache
-from cllm.decoding.lookahead import Branches, CandidatePool, LookaheadDecoder
+from cllm.decoding.lookahead import LookaheadDecoder
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import autoregressive
 from cllm.decoding.step import masked_logits_BWV
@@ -91,7 +92,7 @@ def test_accepted_ngrams_end_where_autoregression_ends(model_seed, prompt, limit
     eos_ids = [answer[end]]
     decoder = make_decoder(model, 3, ngram, 4, eos_ids=eos_ids)
     row = decoder._open(request)
-    row.pool.add([prompt[-1], *answer])
+    row.state.pool.add([prompt[-1], *answer])
     for _ in decoder._run(row, request):
         pass
     result = row.result()

@@ -4,12 +4,14 @@ import asyncio
 
 import pytest
 
-from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.backend import RequestFailedError
+from cllm.decoding.records import Commit, DecodeRequest, SamplingParams
 from cllm.decoding.reference import autoregressive
 from cllm.engine.async_engine import AsyncEngine, EngineStoppedError
+from cllm.engine.engine import Engine
 from cllm.errors import InputError
 from tests.engine.making import check_books, make_engine
-from tests.fakes import EOS, tiny_model
+from tests.fakes import EOS, PAD, tiny_model
 
 ENDLESS = SamplingParams(ignore_eos=True)
 
@@ -86,6 +88,33 @@ def test_refused_request_harms_no_other(served):
     tokens, error = asyncio.run(run())
     assert tokens == autoregressive(model, good, [EOS])
     assert isinstance(error, InputError)
+
+
+class Forgetful(Engine):
+    """Gives up the request with key 1 in its third step."""
+
+    def step(self, window: int | None = None) -> list[Commit]:
+        commits = super().step(window)
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps != 3:
+            return commits
+        self.abort(1)
+        raise RequestFailedError(1, "no reason", [commit for commit in commits if commit.row != 1])
+
+
+def test_a_request_that_is_given_up_fails_alone():
+    model = tiny_model(4)
+    lean = make_engine(model, window=4)
+    front = AsyncEngine(lambda: Forgetful(lean.model, lean.config, eos_ids=[EOS], pad_id=PAD))
+    requests = [DecodeRequest((3, 4), 20), DecodeRequest((3, 5), 60, ENDLESS), DecodeRequest((3, 6), 20)]
+
+    async def run():
+        return await asyncio.gather(*(collect(front, request) for request in requests), return_exceptions=True)
+
+    first, failed, last = asyncio.run(run())
+    front.close()
+    assert [first, last] == [autoregressive(model, request, [EOS]) for request in (requests[0], requests[2])]
+    assert isinstance(failed, RequestFailedError)
 
 
 def test_failing_step_ends_all_streams_and_refuses_later_ones():

@@ -4,12 +4,14 @@ Without a GPU our Triton kernel runs on Triton's interpreter.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from cllm.engine.attention import Attention, TorchAttention, Windows
+from cllm.decoding.branches import Branches
+from cllm.engine.attention import Attention, TorchAttention, WindowMask, Windows
 from cllm.engine.backends import attention_for
 from cllm.engine.flash_attention import FlashAttention3
 from cllm.engine.ops import Pages
@@ -20,6 +22,7 @@ if HAS_TRITON:
     from cllm.engine.triton_attention import TritonAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+Tensors = tuple[torch.Tensor, Pages, Windows]
 interpreted = pytest.mark.skipif(
     not HAS_TRITON or torch.cuda.is_available(), reason="needs triton, and a machine where its interpreter runs kernels"
 )
@@ -64,6 +67,20 @@ def fill_blocks(blocks: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return flat.view(blocks.shape)
 
 
+def sees(windows: Windows, token: int, other: int) -> bool:
+    """Whether a token of a window sees another one of it."""
+    return other <= token if windows.mask is None else bool(windows.mask.visible_WW[token, other])
+
+
+def masked(tensors: Tensors) -> Tensors:
+    """The same with a random mask that lets tokens see later ones, too; all see the first one."""
+    q_THD, pages, windows = tensors
+    generator = torch.Generator().manual_seed(1)
+    visible_WW = torch.rand(windows.width, windows.width, generator=generator) < 0.3
+    visible_WW[:, 0] = True
+    return q_THD, pages, replace(windows, mask=WindowMask.of(visible_WW.to(q_THD.device)))
+
+
 def by_definition(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.Tensor:
     """Softmax attention in float64, one token and head at a time, walking the row's table by hand."""
     out = torch.zeros(q_THD.shape, dtype=torch.float64)
@@ -71,7 +88,8 @@ def by_definition(q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.
     size = keys.shape[1]
     for token in range(len(q_THD)):
         row, offset = divmod(token, windows.width)
-        seen = range(int(windows.starts_B[row]) + offset + 1)
+        start = int(windows.starts_B[row])
+        seen = [*range(start), *(start + other for other in range(windows.width) if sees(windows, offset, other))]
         table = windows.tables_BM[row].tolist()
         for head in range(q_THD.shape[1]):
             k = torch.stack([keys[table[p // size], p % size, head // group] for p in seen]).double()
@@ -104,6 +122,35 @@ def test_the_twin_is_softmax_attention(name: str) -> None:
     tensors = CASES[name].tensors(CPU, torch.float32)
     expected = by_definition(*tensors)
     torch.testing.assert_close(TorchAttention()(*tensors).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["first-window", "grouped", "blocks-of-64", "long-window"])
+def test_the_twin_reads_masks(name: str) -> None:
+    tensors = masked(CASES[name].tensors(CPU, torch.float32))
+    expected = by_definition(*tensors)
+    torch.testing.assert_close(TorchAttention()(*tensors).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+@all_cases
+@pytest.mark.parametrize("num_programs", [1, 256], ids=["one-program", "shared-keys"])
+def test_the_kernel_reads_masks(case: Case, num_programs: int) -> None:
+    tensors = masked(case.tensors(CPU, torch.float32))
+    attention = TritonAttention(CPU, num_programs=num_programs)
+    torch.testing.assert_close(attention(*tensors), TorchAttention()(*tensors), rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("num_programs", [1, 256])
+def test_the_kernel_reads_the_mask_of_lookahead_decoding(num_programs: int) -> None:
+    """Most of its tokens see few of the window; nothing that no row has written is read."""
+    branches = Branches(7, 4, 5)
+    case = Case((0, 61, 300), branches.num_inputs, heads=(4, 2))
+    q_THD, pages, windows = case.tensors(CPU, torch.float32, unused=float("nan"))
+    windows = replace(windows, mask=WindowMask.of(branches.visible_TT))
+    clean = Pages(pages.keys_NSKD.nan_to_num(), pages.values_NSKD.nan_to_num())
+    out = TritonAttention(CPU, num_programs=num_programs)(q_THD, pages, windows)
+    torch.testing.assert_close(out, TorchAttention()(q_THD, clean, windows), rtol=1e-5, atol=1e-5)
 
 
 @interpreted
@@ -155,11 +202,29 @@ def test_inputs_that_the_kernel_would_misread_are_refused() -> None:
         "dtype": (q_THD.bfloat16(), pages, windows),
         "int32": (q_THD, pages, Windows(windows.starts_B.long(), windows.tables_BM, windows.width)),
         "tables": (q_THD, pages, Windows(windows.starts_B, windows.tables_BM[:-1], windows.width)),
+        "mask of 4": (q_THD, pages, replace(windows, mask=WindowMask.of(torch.ones(4, 4, dtype=torch.bool)))),
         "contiguous": (q_THD.mT.contiguous().mT, pages, windows),
     }
     for word, arguments in bad.items():
         with pytest.raises(InputError, match=word):
             attention(*arguments)
+
+
+@pytest.mark.parametrize("width", [1, 3, 63, 64, 65, 130])
+def test_the_bits_of_a_mask(width: int) -> None:
+    visible_WW = torch.rand(width, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    visible_WW[:, 0] = True
+    for row, words in zip(visible_WW.tolist(), WindowMask.of(visible_WW).bits_WX.tolist(), strict=True):
+        bits = sum((word % 2**64) << (64 * place) for place, word in enumerate(words))
+        expected = [True] * 64 + row + [False] * 64
+        assert [bool(bits >> place & 1) for place in range(len(expected))] == expected
+        assert bits >> len(expected) == 0
+
+
+@pytest.mark.parametrize("bad", [torch.ones(3, 3), torch.ones(3, 4).bool(), torch.eye(3).bool()])
+def test_masks_that_no_kernel_can_read(bad: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="visible_WW"):
+        WindowMask.of(bad)
 
 
 def test_a_cpu_gets_the_twin() -> None:
@@ -187,10 +252,11 @@ def gpu_attention(name: str, dtype: torch.dtype) -> Attention:
 @all_cases
 @pytest.mark.parametrize("name", ["triton", "shared-keys", "flash"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_the_gpu(case: Case, name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mask", [tuple, masked], ids=["causal", "masked"])
+def test_on_the_gpu(case: Case, name: str, dtype: torch.dtype, mask: Callable[[Tensors], Tensors]) -> None:
     attention = gpu_attention(name, dtype)
-    tensors = case.tensors(CUDA, dtype)
-    exact = TorchAttention()(*case.tensors(CPU, dtype))
+    tensors = mask(case.tensors(CUDA, dtype))
+    exact = TorchAttention()(*mask(case.tensors(CPU, dtype)))
     # Both round their inputs to bfloat16 alike; what differs is rounding inside: weights near 1, values near 3.
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
     torch.testing.assert_close(attention(*tensors).cpu(), exact, rtol=tolerance, atol=tolerance)

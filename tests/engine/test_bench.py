@@ -64,7 +64,10 @@ def test_rows_and_table():
     assert min(row.tokens_per_s for row in rows) > 0
     lines = engines_table([row.document() for row in rows]).splitlines()
     assert len(lines) == 5
-    assert all(line.count("|") == 11 for line in lines)
+    assert all(line.count("|") == 13 for line in lines)
+    assert rows[0].steps_per_s == pytest.approx(1000 / rows[0].step_ms)
+    assert cases[1].step_tokens == 8
+    assert Case("jacobi", 5, 12).step_tokens == 5 * 16  # graphs fill up the batch
 
 
 def test_floor_counts_every_matrix_once():

@@ -138,11 +138,18 @@ def test_a_byte_run_that_goes_wrong_keeps_its_whole_characters():
     assert set(rest[:-1]) == {"\ufffd"}
 
 
-def naive_stop(tokenizer, ids, stops):
-    """Text before the stop that completes first, it, and its token's index; by decoding every prefix."""
+def naive_stop(tokenizer, ids, stops, min_tokens=0):
+    """Text before the stop that completes first behind the first `min_tokens` tokens, it, and its token's index; by
+    decoding every prefix.
+    """
+    early = 0
     for index in range(len(ids)):
         text = whole_text(tokenizer, ids[: index + 1]).rstrip("\ufffd")
-        hits = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
+        if index < min_tokens:
+            early = len(text)
+            continue
+        ends = [(text.find(stop, max(0, early - len(stop) + 1)) + len(stop), stop) for stop in stops]
+        hits = [(end, -len(stop), stop) for end, stop in ends if end >= len(stop)]
         if hits:
             end, _, stop = min(hits)
             return text[: end - len(stop)], stop, index
@@ -155,8 +162,9 @@ def naive_stop(tokenizer, ids, stops):
 def test_any_stops_in_any_pushes(tokenizer, data, text, seed, longest):
     ids = tokenizer.encode(text.replace(" ", "▁") if tokenizer is BYTE_FALLBACK else text)
     stops = tuple(data.draw(st.lists(st.text("abc é日👩 ", min_size=1, max_size=4), max_size=3)))
-    text, stop, stop_token = naive_stop(tokenizer, ids, stops)
-    decoder, got, seen = StreamDecoder(tokenizer, stops), "", 0
+    min_tokens = data.draw(st.sampled_from([0, 0, 1, 3, 8]))
+    text, stop, stop_token = naive_stop(tokenizer, ids, stops, min_tokens)
+    decoder, got, seen = StreamDecoder(tokenizer, stops, min_tokens), "", 0
     for push in cut(ids, random.Random(seed), longest):
         got += decoder.push(push)
         assert text.startswith(got)
@@ -190,6 +198,23 @@ def test_the_beginning_of_a_stop_is_held_back_until_it_is_none():
     assert pieces == ["x", "", "", "a", "aay"]
     assert decoder.push(BYTE_LEVEL.encode("a", add_special_tokens=False)) == ""
     assert decoder.finish() == "a"
+
+
+@pytest.mark.parametrize("push_size", [1, 2, 9])
+def test_a_stop_counts_from_the_first_token_behind_min_tokens(push_size):
+    """It may begin before; and a shorter one that was complete before does not count for a longer one's sake."""
+    ids = [BYTE_LEVEL.encode(letter, add_special_tokens=False)[0] for letter in "abcabcd"]
+    for min_tokens, stops, text, stop in [
+        (0, ("bc",), "a", "bc"),
+        (2, ("bc",), "a", "bc"),
+        (3, ("bc",), "abca", "bc"),
+        (3, ("bc", "bcabx"), "abca", "bc"),
+        (6, ("bc",), "abcabcd", None),
+        (9, ("d",), "abcabcd", None),
+    ]:
+        decoder = StreamDecoder(BYTE_LEVEL, stops, min_tokens)
+        got = "".join(decoder.push(ids[start : start + push_size]) for start in range(0, 7, push_size))
+        assert (got + decoder.finish(), decoder.stop) == (text, stop)
 
 
 def test_a_stop_that_only_the_end_completes():

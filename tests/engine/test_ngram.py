@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cllm.engine.ngram import NgramPool
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.engine.ngram import GuessRace, NgramPool
 from cllm.errors import InputError
+from tests.engine.making import make_engine
+from tests.fakes import tiny_model
 
 texts = st.lists(st.integers(0, 4), max_size=30)
 
@@ -77,3 +80,27 @@ def test_capacity_drops_the_contexts_seen_longest_ago(text, capacity):
 def test_arguments_are_checked(order, capacity, name):
     with pytest.raises(InputError, match=name):
         NgramPool(order, capacity)
+
+
+def test_ngrams_lead_once_they_were_right_more_often_and_no_longer_when_they_are_not():
+    race = GuessRace()
+    for _ in range(40):
+        race.note(carried=7, proposed=7, token=7)  # both right
+        race.note(carried=7, proposed=7, token=8)  # both wrong
+    assert not race.ngrams_lead
+    for _ in range(10):
+        race.note(carried=7, proposed=8, token=8)
+    assert race.ngrams_lead
+    for _ in range(10):
+        race.note(carried=8, proposed=7, token=8)
+    assert not race.ngrams_lead
+
+
+def test_in_the_engine_ngrams_save_forwards_where_text_repeats():
+    """Random models end in loops, which n-grams know."""
+    requests = [DecodeRequest((3 + i, 4), 80, SamplingParams(ignore_eos=True)) for i in range(6)]
+    forwards = {}
+    for ngram in (0, 3):
+        results = make_engine(tiny_model(1), window=6, ngram=ngram).generate(requests)
+        forwards[ngram] = sum(result.num_forwards for result in results)
+    assert forwards[3] < 0.95 * forwards[0]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from tests.fakes import EOS, PAD, tiny_model
 
 REQUESTS = [DecodeRequest((3 + i, 4, 5), 20, SamplingParams(temperature=i % 2, seed=i)) for i in range(7)]
 SETTINGS = {"window": 5, "max_rows": 4, "max_tokens": 96, "block_tokens": 4, "prefill_tokens": 16, "overlap": True}
+LOOKAHEAD = SETTINGS | {"overlap": False, "lookahead": {"window": 3, "ngram": 3, "candidates": 3}}
 
 
-def load_tiny(*, group: Group) -> Engine:
+def load_tiny(*, group: Group, settings: Mapping[str, object] = SETTINGS) -> Engine:
     model = model_from_transformers(tiny_model(3), shard=group.shard, all_reduce=group.all_reduce)
-    return Engine(model, EngineConfig.model_validate(SETTINGS), eos_ids=[EOS], pad_id=PAD)
+    return Engine(model, EngineConfig.model_validate(settings), eos_ids=[EOS], pad_id=PAD)
 
 
 def refuse(*, group: Group) -> Engine:
@@ -48,11 +49,11 @@ def die_on_rank_1(*, group: Group) -> Engine:
     raise AssertionError("the other rank answered")
 
 
-def decode_on_rank(rank: int, world: int, port: int, path: str) -> None:
+def decode_on_rank(rank: int, world: int, port: int, path: str, settings: Mapping[str, object]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     group = Group()
-    engine = load_tiny(group=group)
+    engine = load_tiny(group=group, settings=settings)
     if group.leads:
         leader = Leader(engine, group)
         dropped = leader.add(DecodeRequest((9, 8), 60, SamplingParams(ignore_eos=True)))
@@ -66,13 +67,14 @@ def decode_on_rank(rank: int, world: int, port: int, path: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_decode_what_one_process_decodes(tmp_path: Path):
+@pytest.mark.parametrize("settings", [SETTINGS, LOOKAHEAD], ids=["jacobi", "lookahead"])
+def test_two_ranks_decode_what_one_process_decodes(tmp_path: Path, settings: Mapping[str, object]):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     path = tmp_path / "tokens.pt"
-    mp.spawn(decode_on_rank, args=(2, port, str(path)), nprocs=2)
-    expected = make_engine(tiny_model(3), **SETTINGS).generate(REQUESTS)
+    mp.spawn(decode_on_rank, args=(2, port, str(path), settings), nprocs=2)
+    expected = make_engine(tiny_model(3), **settings).generate(REQUESTS)
     assert torch.load(path) == [result.token_ids for result in expected]
 
 

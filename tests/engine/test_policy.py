@@ -2,6 +2,9 @@
 
 A simulated guess holds with a probability that depends on its place in the window and on whether it was carried over
 from the step before or is an initial guess. Time is what the cost table says; every random number is seeded.
+
+Other simulations share nothing with the policy's view of the world: their steps take other times than the table says,
+and their guesses come in easy and hard stretches of text.
 """
 
 from collections.abc import Callable
@@ -13,15 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm.engine.policy import (
-    Acceptance,
-    AdaptiveWindow,
-    CostTable,
-    FixedWindow,
-    Rates,
-    WindowPolicy,
-    _count,
-)
+from cllm.engine.acceptance import Acceptance, Rates, _count
+from cllm.engine.costs import CostTable, LiveCosts
+from cllm.engine.policy import AdaptiveWindow, FixedWindow, WindowPolicy
 from cllm.errors import InputError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -112,6 +109,133 @@ def test_close_to_the_best_fixed_window_and_never_slower_than_ar(machine, batch,
     adaptive = simulate(AdaptiveWindow(TABLES[machine], WIDTHS), machine, batch, mixture, tokens)
     assert adaptive.milliseconds <= 1.03 * min(ar, *fixed)
     assert adaptive.milliseconds <= 1.02 * ar
+
+
+@dataclass(frozen=True)
+class World:
+    """Rows of a text whose stretches are easy or hard, on a machine that its table does not describe.
+
+    Attributes:
+        true_ms: milliseconds of a step of so many rows and tokens a row.
+        easy, hard: tokens that a step would accept at most, drawn for each stretch of text between these bounds.
+        length: tokens of a response.
+    """
+
+    true_ms: Callable[[int, int], float]
+    easy: tuple[int, int]
+    hard: tuple[int, int]
+    length: int
+
+    def milliseconds(self, policy: WindowPolicy, batch: int, tokens: int, seed: int = 0) -> float:
+        """For at least `tokens` tokens, scaled to them."""
+        rng = np.random.default_rng(seed)
+        keys, left, serial = list(range(batch)), rng.integers(1, self.length, batch), batch
+        reach = np.ones(batch, dtype=int)
+        time, done = 0.0, 0
+        while done < tokens:
+            n = policy.choose(keys)
+            time += self.true_ms(batch, n)
+            # What a clock reads: some jitter, and a disturbance now and then, which is nobody's fault.
+            noise = (1 + 0.05 * rng.random()) * (5 if rng.random() < 0.02 else 1)
+            policy.measured(batch, n, self.true_ms(batch, n) * noise)
+            moves = rng.random(batch) < 0.2
+            bounds = np.where((rng.random(batch) < 0.5)[:, None], self.easy, self.hard)
+            reach = np.where(moves, rng.integers(bounds[:, 0], bounds[:, 1] + 1), reach)
+            accepted = np.minimum(np.minimum(reach, n), left)
+            done += int(accepted.sum())
+            left -= accepted
+            for row in range(batch):
+                if left[row] > 0:
+                    policy.observe(keys[row], n, int(accepted[row]))
+                else:
+                    policy.forget(keys[row])
+                    keys[row], left[row], reach[row] = serial, self.length, 1
+                    serial += 1
+        return time * tokens / done
+
+
+FLAT = CostTable.measure(lambda b, n: 3.0 + 0.001 * b * n, BATCHES, WIDTHS)  # every window looks nearly free
+STEEP = CostTable.measure(lambda b, n: 3.0 * n**0.9, BATCHES, WIDTHS)  # none looks worth its time
+WORLDS = {
+    "windows are dear": (FLAT, World(lambda b, n: 3.0 + 0.9 * (n - 1), (3, 6), (1, 2), 100)),
+    "windows are very dear": (FLAT, World(lambda b, n: 3.0 * n, (3, 9), (1, 1), 100)),
+    "the host decides": (STEEP, World(lambda b, n: 9.0 + 0.02 * n, (4, 9), (1, 3), 100)),
+    "short answers": (FLAT, World(lambda b, n: 3.0 + 0.4 * (n - 1), (3, 6), (1, 2), 12)),
+    "a step at 64 tokens": (FLAT, World(lambda b, n: 3.0 * (1 + (b * n > 64)), (3, 6), (1, 2), 60)),
+    "nothing holds": (FLAT, World(lambda b, n: 3.0 + 0.2 * n, (1, 1), (1, 1), 60)),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("name", WORLDS)
+def test_not_slower_than_ar_where_the_table_is_wrong(name, batch):
+    table, world = WORLDS[name]
+    tokens = 6_000 if batch == 1 else 3_000 * batch
+    fixed = [world.milliseconds(FixedWindow(n), batch, tokens) for n in WIDTHS]
+    adaptive = world.milliseconds(AdaptiveWindow(table, WIDTHS), batch, tokens)
+    assert adaptive <= 1.03 * fixed[0]
+    # A table that is wrong by a factor of 12 is unlearnt by affordable probes, width after width.
+    assert adaptive <= (2.0 if table is STEEP else 1.12) * min(fixed)
+
+
+def test_the_table_alone_would_be_slower_than_ar():
+    """What the last test is there for: without measured steps the policy believes its table."""
+
+    class Unheard(AdaptiveWindow):
+        def measured(self, batch, n, milliseconds, work="greedy"):
+            pass
+
+    table, world = WORLDS["windows are very dear"]
+    ar = world.milliseconds(FixedWindow(1), 8, 24_000)
+    assert world.milliseconds(Unheard(table, WIDTHS), 8, 24_000) > 1.2 * ar
+
+
+def test_live_costs_learn_ratios_and_forgive_disturbances():
+    table = CostTable([1, 8], [1, 4], [[1.0, 1.0], [1.0, 2.0]])
+    live, rng = LiveCosts(table, [1, 4]), np.random.default_rng(0)
+    for _ in range(200):
+        live.observe(8, 1, 3.0 + (40 if rng.random() < 0.1 else 0))
+        live.observe(8, 4, 3.0 + (40 if rng.random() < 0.1 else 0))
+    live.learn()
+    slow, fast = live.costs_N(8)[::-1]
+    assert slow / fast == pytest.approx(1.0, rel=0.05)
+    assert live.costs_N(1)[1] / live.costs_N(1)[0] == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_drift_is_taken_for_one_of_all_widths_and_a_change_of_width_tells_them_apart():
+    live = LiveCosts(CostTable([1], [1, 2, 4, 8], [[1.0, 2.0, 4.0, 8.0]]), [1, 2, 4, 8])
+
+    def take(n, milliseconds):
+        for _ in range(10):
+            for _ in range(20):
+                live.observe(1, n, milliseconds)
+            live.learn()
+        return live.costs_N(1)
+
+    assert take(1, 1.0) == pytest.approx([1, 2, 4, 8])
+    assert take(4, 16.0) == pytest.approx([1, 4, 16, 32], rel=0.01)  # 2 lies between, 8 is as the nearest
+    assert take(4, 32.0) == pytest.approx([2, 8, 32, 64], rel=0.01)  # longer contexts, say
+    assert live.lowest_N(1) == pytest.approx([2, 2, 32, 8], rel=0.01)
+    again = take(1, 4.0)
+    assert again[0] == pytest.approx(4, rel=0.01)
+    assert again[2] < 40  # not 64: its own time was not measured
+
+
+def test_a_draw_that_costs_more_takes_a_narrower_window():
+    """Greedy steps hide their guesses, sampled ones pay for each; the same rows accept the same."""
+    steep = CostTable.measure(lambda b, n: 3.0 + 0.5 * b * n, BATCHES, WIDTHS)
+    policy = AdaptiveWindow(FLAT, WIDTHS, others={"drawn": steep})
+    chosen = {}
+    for work in ("greedy", "drawn", "adjusted", "greedy"):
+        for _ in range(60):
+            n = policy.choose(range(8), work)
+            for row in range(8):
+                policy.observe(row, n, min(n, 3))
+        chosen[work] = n
+    assert chosen["greedy"] == chosen["adjusted"] >= 4
+    assert chosen["drawn"] < chosen["greedy"]
+    with pytest.raises(InputError, match=r"\[16\] not in the table"):
+        AdaptiveWindow(FLAT, WIDTHS, others={"drawn": CostTable([1], WIDTHS[:-1], [[1.0] * 4])})
 
 
 @pytest.mark.parametrize("batch", TOKENS)

@@ -5,7 +5,6 @@ Shapes: S slots, B rows, W window, V vocabulary, K log-probabilities.
 
 import math
 import random
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -16,40 +15,17 @@ from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cllm.decoding.records import DecodeRequest, SamplingParams
-from cllm.decoding.sampling import TokenPicker, filter_logits_RV, gumbel_noise_RV
+from cllm.decoding.sampling import TokenPicker, filter_logits_RV
 from cllm.engine.sampler import Sampler
 from cllm.errors import InputError
+from tests.engine.slow import slow_token
+from tests.fakes import EOS
 
-VOCAB, EOS, CPU = 12, 1, torch.device("cpu")
-
-
-def make_sampler(num_slots=4, vocab_size=VOCAB):
-    return Sampler(num_slots, vocab_size, [EOS], CPU)
+VOCAB, CPU = 12, torch.device("cpu")
 
 
-def reference_token(logits_V, params, prompt, output):
-    """The next token of AR decoding: one step in plain Python."""
-    logits = logits_V.double().tolist()
-    for token in {*prompt, *output}:
-        by = params.repetition_penalty
-        logits[token] = logits[token] / by if logits[token] > 0 else logits[token] * by
-    for token, count in Counter(output).items():
-        logits[token] -= params.frequency_penalty * count + params.presence_penalty
-    if len(output) < params.min_tokens:
-        for token in params.end_ids([EOS]):
-            logits[token] = -math.inf
-    if params.temperature == 0:
-        return max(range(len(logits)), key=logits.__getitem__)
-    scaled = [x / params.temperature for x in logits]
-    kept = sorted(range(len(scaled)), key=lambda token: -scaled[token])[: params.top_k or None]
-    weights = [math.exp(scaled[token] - scaled[kept[0]]) for token in kept]
-    if params.top_p < 1:
-        before = [sum(weights[:i]) / sum(weights) for i in range(len(kept))]
-        kept = [token for token, mass in zip(kept, before, strict=True) if mass < params.top_p]
-    kept = [token for token in kept if math.exp(scaled[token] - scaled[kept[0]]) >= params.min_p]
-    seed = params.seed - 2**64 if params.seed >= 2**63 else params.seed
-    noise_V = gumbel_noise_RV(torch.tensor([seed]), torch.tensor([len(prompt) + len(output)]), len(scaled))[0]
-    return max(kept, key=lambda token: scaled[token] + noise_V[token].item())
+def make_sampler(num_slots=4, vocab_size=VOCAB, **options):
+    return Sampler(num_slots, vocab_size, [EOS], CPU, **options)
 
 
 class ToyModel:
@@ -64,7 +40,7 @@ class ToyModel:
     def autoregressive(self, prompt, params, count):
         output = []
         for _ in range(count):
-            output.append(reference_token(self.logits_V([*prompt, *output]), params, prompt, output))
+            output.append(slow_token(self.logits_V([*prompt, *output]), params, prompt, output))
         return output
 
 
@@ -180,11 +156,47 @@ def test_a_slot_forgets_its_last_request():
     committed = pick()
     sampler.set(1, params, prompt, output)  # as after a preemption
     assert torch.equal(pick(), committed)
-    expected = [reference_token(logits_1WV[0, 0], params, prompt, output)]
-    expected.append(reference_token(logits_1WV[0, 1], params, prompt, [*output, 5]))
+    expected = [slow_token(logits_1WV[0, 0], params, prompt, output)]
+    expected.append(slow_token(logits_1WV[0, 1], params, prompt, [*output, 5]))
     assert committed[0].tolist() == expected
     sampler.clear(1)
     assert torch.equal(pick(), logits_1WV.argmax(-1))
+
+
+def test_a_greedy_request_is_not_held_to_the_least_length_of_earlier_tenants():
+    """Slot 0 has seen min_tokens and long prompts; another slot's min_tokens makes the step look at all limits."""
+    sampler = make_sampler()
+    sampler.set(0, SamplingParams(min_tokens=5), [2, 3, 4])
+    sampler.set(0, SamplingParams(), [2] * 100)  # without a `clear` between them, as after a preemption
+    sampler.clear(0)
+    sampler.set(0, SamplingParams(), [2] * 10)
+    sampler.set(1, SamplingParams(min_tokens=5), [2] * 10)
+    logits_BWV = torch.zeros(2, 1, VOCAB)
+    logits_BWV[..., EOS], logits_BWV[..., 7] = 2.0, 1.0
+    window_B1, positions_B1 = torch.full((2, 1), 2), torch.full((2, 1), 12)
+    picked_B1 = sampler.pick_BW(logits_BWV, window_B1, positions_B1, torch.arange(2))
+    assert picked_B1.flatten().tolist() == [EOS, 7]
+
+
+def test_large_steps_are_worked_off_in_slices_and_give_the_same():
+    requests = [
+        SamplingParams(temperature=1.0, seed=1, logprobs=2),
+        SamplingParams(temperature=0.9, top_p=0.9, frequency_penalty=0.5, min_tokens=5, seed=2),
+        SamplingParams(),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    logits_BWV = torch.randn(3, 2, VOCAB, generator=generator)
+    window_BW, positions_BW = torch.randint(VOCAB, (3, 2), generator=generator), torch.tensor([[4, 5]] * 3)
+    found = []
+    for at_once in (1000, 1):
+        sampler = make_sampler(at_once=at_once)
+        for slot, params in enumerate(requests):
+            sampler.set(slot, params, [slot, 7])
+        tokens_BW = sampler.pick_BW(logits_BWV, window_BW, positions_BW, torch.arange(3))
+        logprobs = sampler.logprobs(logits_BWV, tokens_BW)
+        found.append((tokens_BW, logprobs.chosen_BW, logprobs.top_BWK, logprobs.top_ids_BWK))
+    for whole, sliced in zip(*found, strict=True):
+        assert torch.equal(whole, sliced)
 
 
 def test_a_request_draws_the_same_alone_and_in_any_batch():
@@ -263,26 +275,29 @@ def test_logprobs_are_those_of_the_raw_logits():
 
 
 @pytest.mark.parametrize(
-    ("params", "greedy", "counts"),
+    ("params", "work"),
     [
-        (SamplingParams(seed=5, top_p=0.5, stop=("x",), ignore_eos=True), True, False),
-        (SamplingParams(temperature=0.1), False, False),
-        (SamplingParams(min_tokens=1), False, False),
-        (SamplingParams(logprobs=0), False, False),
-        (SamplingParams(presence_penalty=0.1), False, True),
-        (SamplingParams(frequency_penalty=-0.1), False, True),
-        (SamplingParams(repetition_penalty=1.1), False, True),
+        (SamplingParams(seed=5, top_p=0.5, stop=("x",), ignore_eos=True), "greedy"),
+        (SamplingParams(temperature=0.1), "drawn"),
+        (SamplingParams(min_tokens=1), "drawn"),
+        (SamplingParams(temperature=0.1, top_p=0.5), "adjusted"),
+        (SamplingParams(temperature=0.1, top_k=5), "adjusted"),
+        (SamplingParams(temperature=0.1, min_p=0.5), "adjusted"),
+        (SamplingParams(logprobs=0), "adjusted"),
+        (SamplingParams(presence_penalty=0.1), "adjusted"),
+        (SamplingParams(frequency_penalty=-0.1), "adjusted"),
+        (SamplingParams(repetition_penalty=1.1), "adjusted"),
     ],
 )
-def test_what_a_slot_needs_follows_from_its_parameters(params, greedy, counts):
+def test_what_a_slot_needs_follows_from_its_parameters(params, work):
     sampler = make_sampler()
     sampler.set(2, params, [1])
-    assert sampler.is_greedy([0, 1, 2]) == greedy
-    assert sampler.needs_counts([2, 3]) == counts
-    assert sampler.is_greedy([0, 1, 3])
-    assert not sampler.needs_counts([0, 1, 3])
+    for slots in ([0, 1, 2], [0, 1, 3], [2]):
+        expected = work if 2 in slots else "greedy"
+        assert sampler.work(slots) == expected
+        assert sampler.is_greedy(slots) == (expected == "greedy")
     sampler.clear(2)
-    assert sampler.is_greedy([2])
+    assert sampler.work([2]) == "greedy"
 
 
 @pytest.mark.parametrize(

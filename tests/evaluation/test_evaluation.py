@@ -1,17 +1,31 @@
 """The evaluation without a cluster: a run's two models, decoded, timed, and put into one document."""
 
 import dataclasses
+import gc
 import json
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+from cllm.engine.engine import Engine
+from cllm.engine.model import DecoderModel
 from cllm.errors import InputError
 from cllm.evaluation.decode import Engines, by_length, decode, methods
-from cllm.evaluation.outputs import run_chunk
+from cllm.evaluation.live import live_steps
+from cllm.evaluation.outputs import Evaluator
 from cllm.evaluation.results import Measurements, build_results, find_row, merge_chunks, samples, summarise
-from cllm.evaluation.subject import SUBJECTS, Subject, check_tokenizers, load_subject, prompt_tokenizer
+from cllm.evaluation.subject import (
+    SUBJECTS,
+    Subject,
+    check_tokenizers,
+    load_decoder,
+    load_subject,
+    prompt_tokenizer,
+)
 from cllm.evaluation.timing import Timing, time_methods
 from cllm.layout import RunLayout
 from cllm.recipe import EvaluateConfig, Recipe
@@ -35,17 +49,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def measured(recipe: Recipe) -> Measurements:
     """Chunks in reverse, as a pool may finish them; the scores are made up."""
     prompts = drawn_prompts(recipe)
-    tokenizer = prompt_tokenizer(recipe)
-    subjects = {name: load_subject(name, recipe, CPU) for name in SUBJECTS}
-    engines = {n: Engines(s, recipe.evaluate, prompts, rows=2, record=True) for n, s in subjects.items()}
+    evaluator, ways = Evaluator(recipe, prompts, CPU), methods(recipe.evaluate.block_size)
     chunks = [
-        run_chunk(name, engines[name], tokenizer, chunk, recipe.evaluate)
-        for name in subjects
+        found
+        for name in SUBJECTS
         for chunk in by_length(prompts, 3)
+        for found in (evaluator.rate(name, chunk), *(evaluator.decode(name, method, chunk) for method in ways))
     ]
     outputs, nll = merge_chunks(prompts, reversed(chunks))
     scores = {key: [1.0, 0.0, 1.0, float(key[0] == "cllm")] for key in outputs}
-    candidates = {(n, m.name): (s, m) for n, s in subjects.items() for m in methods(recipe.evaluate.block_size)}
+    subjects = {name: load_decoder(name, recipe, CPU) for name in SUBJECTS}
+    candidates = {(n, m.name): (s, m) for n, s in subjects.items() for m in ways}
     return Measurements(prompts, outputs, scores, nll, time_methods(candidates, prompts[:2], recipe.evaluate), 2)
 
 
@@ -64,6 +78,59 @@ def test_results_are_in_the_order_of_the_prompts_and_recorded_on_request() -> No
     together = decode(Engines(subject, CONFIG, PROMPTS, rows=3, record=True)[method], PROMPTS, CONFIG)
     assert all(result.trajectory for result in together)
     assert [dataclasses.replace(result, trajectory=()) for result in together] == alone
+
+
+def living() -> Counter[str]:
+    """Models and engines in memory, by kind."""
+    gc.collect()
+    kinds = {LlamaForCausalLM: "transformers", DecoderModel: "decoder", Engine: "engine"}
+    return Counter(kinds[kind] for kind in map(type, gc.get_objects()) if kind in kinds)
+
+
+def test_one_model_and_one_engine_are_held_at_a_time(recipe: Recipe) -> None:
+    """Two of either fill the memory of a GPU at 7B."""
+    before, prompts = living(), drawn_prompts(recipe)
+    evaluator = Evaluator(recipe, prompts, CPU)
+    for name in SUBJECTS:
+        evaluator.rate(name, prompts)
+        assert living() - before == {"transformers": 1}
+        for method in methods(recipe.evaluate.block_size):
+            evaluator.decode(name, method, prompts)
+            assert living() - before == {"decoder": 1, "engine": 1}
+
+
+def test_an_engine_stays_until_another_method_is_asked_for() -> None:
+    engines = Engines(Subject(tiny_model(2), (EOS,), PAD), CONFIG, PROMPTS, rows=2, record=False)
+    ar, block, _ = methods(CONFIG.block_size)
+    first = weakref.ref(engines[ar])
+    assert engines[ar] is first()
+    assert engines[block] is not None
+    assert first() is None
+
+
+def test_a_model_loaded_for_engines_decodes_as_the_transformers_one(recipe: Recipe) -> None:
+    prompts, config = drawn_prompts(recipe), recipe.evaluate
+    whole, alone = load_subject("cllm", recipe, CPU), load_decoder("cllm", recipe, CPU)
+    assert (alone.eos_ids, alone.pad_id) == (whole.eos_ids, whole.pad_id)
+    for method in methods(config.block_size):
+        one, other = (
+            decode(Engines(subject, config, prompts, rows=4, record=False)[method], prompts, config)
+            for subject in (whole, alone)
+        )
+        assert one == other
+
+
+def test_live_steps_are_the_forward_passes_of_both_methods_as_they_come(recipe: Recipe, measured: Measurements) -> None:
+    prompt, tokenizer = measured.prompts[0], prompt_tokenizer(recipe)
+    steps = live_steps(load_decoder("cllm", recipe, CPU), tokenizer, prompt, recipe.evaluate)
+    first = next(steps)  # before the others are decoded
+    found = [first, *steps]
+    assert [method for method, _ in found] == sorted(method for method, _ in found)  # AR first
+    for method in ("ar", "jacobi-sliding"):
+        texts = [text for name, text in found if name == method]
+        expected = measured.outputs["cllm", method][0]
+        assert "".join(texts) == expected.text
+        assert len(texts) == len(expected.accepted)
 
 
 def test_batches_are_sorted_by_length_and_lose_nothing() -> None:

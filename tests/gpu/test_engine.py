@@ -1,5 +1,7 @@
 """The engine on a GPU: graphs, overlap and paged attention change no token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,22 @@ def test_greedy_tokens_are_those_of_ar_on_the_cpu(family, graphs, refill):
     expected = [autoregressive(tiny_model(3, family=family, hidden=64), request, [EOS]) for request in greedy]
     engine = engine_for(tiny_model(3, family=family, hidden=64), cuda_graphs=graphs, refill=refill)
     assert [list(result.token_ids) for result in engine.generate(greedy)] == expected
+    check_books(engine)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_lookahead_gives_the_tokens_of_ar(graphs):
+    """Greedy steps and sampled ones, more requests than rows; penalties are not for lookahead decoding."""
+    model = tiny_model(3, hidden=64)
+    plain = [replace(r, sampling=replace(r.sampling, frequency_penalty=0.0)) for r in requests()]
+    repeating = [replace(r, prompt_ids=r.prompt_ids * 3) for r in plain]  # n-grams to be confirmed, keys to be moved
+    ar = engine_for(model, window=1, max_rows=1, cuda_graphs=False, overlap=False).generate(plain + repeating)
+    lookahead = {"window": 4, "ngram": 3, "candidates": 4}
+    engine = engine_for(model, lookahead=lookahead, cuda_graphs=graphs)
+    engine.capture()
+    results = engine.generate(plain + repeating)
+    assert [result.token_ids for result in results] == [result.token_ids for result in ar]
+    assert max(max(result.accepted) for result in results) > 1
     check_books(engine)
 
 

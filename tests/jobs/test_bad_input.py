@@ -22,9 +22,11 @@ from cllm.decoding.trajectories import read_table
 from cllm.errors import InputError
 from cllm.models import create_model, load_tokenizer, save_model
 from cllm.recipe import Recipe
+from cllm.recipes import get_recipe
+from cllm.tasks.prompts import read_prompts
 from cllm.tasks.tokenizer import train_tokenizer
 from cllm.training.session import read_trajectories
-from jobs import collect, evaluate, finetune, prepare, stages, train
+from jobs import baselines, bench_distill, collect, evaluate, finetune, prepare, stages, train
 from jobs.cli import EXIT_BAD_INPUT, main
 from tests.jobs.running import FinishedRun, arguments, run_job
 
@@ -135,6 +137,38 @@ def test_output_of_another_recipe_is_not_built_on(
     assert found == f"error: {root / folder}: {message}; run jobs/{makers[folder]}.py"
 
 
+def measured_distillation(recipe: Recipe, _arguments: argparse.Namespace) -> None:
+    bench_distill.run(recipe, argparse.Namespace(slow_prompts=1, repeats=1, actors=1))
+
+
+MAKERS = {
+    "prompts": stages.prepare,
+    "teacher": stages.finetune,
+    "trajectories": stages.collect,
+    "student": stages.train,
+}
+READS = {
+    finetune.run: ("prompts",),
+    collect.run: ("prompts", "teacher"),
+    train.run: ("prompts", "teacher", "trajectories"),
+    baselines.run: ("prompts", "teacher", "trajectories"),
+    evaluate.run: ("prompts", "teacher", "student"),
+    measured_distillation: ("prompts", "teacher", "trajectories"),
+}
+
+
+@pytest.mark.parametrize(("job", "source"), [(job, source) for job, sources in READS.items() for source in sources])
+def test_any_output_that_a_job_reads_may_have_been_made_anew_by_another_recipe(
+    capsys: pytest.CaptureFixture[str], run: FinishedRun, job: Job, source: str
+) -> None:
+    """All others are the recipe's: made before, and left as they were."""
+    output, other = MAKERS[source](run.recipe), MAKERS[source](run.recipe.with_overrides(["seed=1"]))
+    with write_artifact(output.path, kind=output.kind, inputs=other.inputs, provenance={}) as folder:
+        shutil.copytree(output.path, folder, dirs_exist_ok=True)
+    message = fails(capsys, job, run.overrides, root=run.layout.root)
+    assert message == f"error: {output.path}: made with seed=1, the recipe says 0; run jobs/{output.job}.py"
+
+
 @pytest.mark.parametrize("job", [finetune.run, collect.run, train.run, evaluate.run])
 def test_missing_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path, job: Job) -> None:
     message = fails(capsys, job, (f"output={tmp_path / 'run'}",), root=tmp_path)
@@ -163,6 +197,15 @@ def test_student_with_another_tokenizer(capsys: pytest.CaptureFixture[str], run:
     assert f"is not the one that made {run.layout.prompts_file}" in message
 
 
+def test_teacher_with_another_tokenizer_of_the_same_size(capsys: pytest.CaptureFixture[str], run: FinishedRun) -> None:
+    """Found before anything is collected: its size fits, its ids are other words."""
+    other = train_tokenizer(["count the pets", "list all students"], 300)
+    remade(stages.finetune(run.recipe), lambda folder: other.save_pretrained(folder))
+    message = fails(capsys, collect.run, run.overrides, root=run.layout.root)
+    assert message.startswith(f"error: {run.layout.finetuned}: its tokenizer (")
+    assert f"is not the one that made {run.layout.prompts_file}" in message
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("teacher", "0" * 16), ("tokenizer_hash", "0" * 16), ("block_size", "16"), ("seed", "7")]
 )
@@ -176,7 +219,7 @@ def test_trajectories_of_another_teacher_stop_the_training(
     capsys: pytest.CaptureFixture[str], run: FinishedRun, local_ray: None
 ) -> None:
     remade(stages.collect(run.recipe), with_metadata("teacher", "0" * 16))
-    message = fails(capsys, train.run, (*run.overrides, "resources.max_failures=0"), root=run.layout.root)
+    message = fails(capsys, train.run, run.overrides, root=run.layout.root)
     assert message.startswith(f"error: {run.layout.trajectories / 'part-00003.parquet'}: teacher is 0000000000000000, ")
     assert not (run.layout.root / "student.tmp").exists()
 
@@ -244,6 +287,65 @@ def test_too_long_prompt_is_skipped_and_counted_otherwise(tmp_path: Path, local_
     assert counts["train"] + counts["validation"] == 39
 
 
+# A teacher that is loaded
+
+
+def loaded_teacher(folder: Path, max_positions: int) -> tuple[str, ...]:
+    """Save a model that reads so many tokens; overrides of the debug recipe that fine-tune it."""
+    tokenizer = train_tokenizer(["list the names of nurses", "count pets", "how old is the oldest student"], 400)
+    shape = get_recipe("debug").teacher.scratch
+    assert shape is not None
+    model = create_model(shape.model_copy(update={"max_positions": max_positions}), tokenizer, 0)
+    save_model(folder / "teacher", model, tokenizer)
+    overrides = (f"output={folder / 'run'}", "teacher.scratch=null", f"teacher.path={folder / 'teacher'}")
+    fitting = ("baselines=null", "prompts.max_response_tokens=240")
+    return (*overrides, *fitting, f"task.databases={folder / 'databases'}")
+
+
+def test_prompts_longer_than_the_teacher_can_read_are_skipped_and_counted(tmp_path: Path, local_ray: None) -> None:
+    overrides = loaded_teacher(tmp_path, max_positions=300)
+    assert main(prepare.run, None, arguments(overrides)) == 0
+    counts = json.loads((tmp_path / "run" / "prompts" / "counts.json").read_text())
+    prompts = read_prompts(tmp_path / "run" / "prompts" / "prompts.parquet")
+    assert counts["too_long"] > 0
+    assert max(len(prompt.prompt_ids) for prompt in prompts) <= 300 - 240 < 256
+
+
+def test_prompts_longer_than_the_teacher_can_read_are_an_error_where_the_recipe_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, local_ray: None
+) -> None:
+    overrides = (*loaded_teacher(tmp_path, max_positions=300), "prompts.too_long=error")
+    message = fails(capsys, prepare.run, overrides, root=tmp_path / "run")
+    assert message.startswith("error: synthetic_sql/")
+    assert message.endswith("; the model's max_position_embeddings=300 leave less room for the prompt")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("collect.max_new_tokens=299", "error: collect.max_new_tokens=299: prompts in split train have up to "),
+        ("evaluate.max_new_tokens=299", "error: evaluate.max_new_tokens=299: prompts in split test have up to "),
+        ("prompts.max_response_tokens=300", "error: prompts.max_response_tokens=300: {teacher} reads 300 tokens "),
+    ],
+)
+def test_responses_longer_than_the_teacher_can_read_stop_the_first_stage(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, local_ray: None, override: str, message: str
+) -> None:
+    overrides = (*loaded_teacher(tmp_path, max_positions=300), override)
+    found = fails(capsys, prepare.run, overrides, root=tmp_path / "run")
+    assert found.startswith(message.format(teacher=tmp_path / "teacher"))
+
+
+def test_teacher_that_changed_its_tokenizer_is_not_fine_tuned(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, local_ray: None
+) -> None:
+    overrides = loaded_teacher(tmp_path, max_positions=512)
+    assert main(prepare.run, None, arguments(overrides)) == 0
+    train_tokenizer(["another text"], 300).save_pretrained(tmp_path / "teacher")
+    message = fails(capsys, finetune.run, overrides, root=tmp_path / "run")
+    assert message.startswith(f"error: {tmp_path / 'teacher'}: its tokenizer (")
+
+
 # Collection
 
 
@@ -251,9 +353,10 @@ def test_teacher_with_fewer_embeddings_than_the_tokenizer_has_tokens(
     capsys: pytest.CaptureFixture[str], run: FinishedRun, local_ray: None
 ) -> None:
     def change(folder: Path) -> None:
-        tokenizer = train_tokenizer(["count the pets", "list all students"], 300)
+        tokenizer = load_tokenizer(str(folder))
         assert run.recipe.teacher.scratch is not None
-        save_model(folder, create_model(run.recipe.teacher.scratch, tokenizer, 0), tokenizer)
+        too_small = create_model(run.recipe.teacher.scratch, tokenizer, 0, vocab_size=len(tokenizer) - 1)
+        save_model(folder, too_small, tokenizer)
 
     remade(stages.finetune(run.recipe), change)
     message = fails(capsys, collect.run, (*run.overrides, *FEW), root=run.layout.root)

@@ -16,20 +16,34 @@ def test_a_row_for_each_case_and_a_document(
     local_ray: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "engine.json"
-    run(parser().parse_args(["--shape", "tiny", *SMALL, "--decoders", "ar", "jacobi-block", "--out", str(out)]))
+    asked = [*SMALL, "--decoders", "ar", "jacobi-block", "--agreement", "--no-vllm", "--out", str(out)]
+    run(parser().parse_args(["--shape", "tiny", *asked]))
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document == json.loads(out.read_text())
     cases = [(row["decoder"], row["n"], row["concurrency"]) for row in document["rows"]]
     assert cases == [("ar", 1, 1), ("jacobi-block", 4, 1), ("ar", 1, 2), ("jacobi-block", 4, 2)]
     assert all(row["engine"] == "cllm" and row["tokens_per_s"] > 0 for row in document["rows"])
+    assert all(row["steps_per_s"] == pytest.approx(1000 / row["step_ms"], rel=0.01) for row in document["rows"])
     assert document["floor_ms"] > 0
+    assert {found["refill"]: found["identical"] for found in document["agreement_with_ar"]} == {
+        "sliding": 1,
+        "block": 1,
+    }
     assert str(tmp_path) not in json.dumps(document["settings"])
+
+
+def test_a_model_divided_among_two_processes(local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
+    run(parser().parse_args(["--shape", "tiny", *SMALL, "--decoders", "jacobi", "--shards", "2", "--no-vllm"]))
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["decoder"], row["concurrency"], row["gpus"]) for row in rows] == [("jacobi", 1, 2), ("jacobi", 2, 2)]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "tiny", "--n", "0"], "--n: must be at least 1"),
+        (["--shape", "tiny", "--n", "0"], "--n: at least 1 each"),
+        (["--shape", "tiny", "--shards", "2", "--tune"], "--tune and --agreement: "),
         (["--shape", "tiny", "--prompts", "prompts.parquet"], "--prompts: a model with random weights"),
         (["--model", "no/such/model", *SMALL], "no/such/model: "),
     ],

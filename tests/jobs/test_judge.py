@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from cllm.bench.judged import judge_files, read_judged
 from cllm.bench.matrices import get_matrix
-from cllm.bench.matrix_results import CellRecord, write_record, write_results
+from cllm.bench.matrix import Cell
+from cllm.bench.matrix_results import read_records, write_record, write_results
 from cllm.bench.methods import ArMethod, JacobiMethod
+from cllm.bench.result import CellRecord
 from cllm.tasks.base import JUDGED
 from cllm.tasks.mt_bench import MtBench, MtBenchConfig
 from cllm.tasks.prompts import second_turn_id
@@ -27,9 +30,10 @@ from tests.serving.running import MODEL_NAME, local_app, model_entry, save_tiny_
 class Endpoint(ThreadingHTTPServer):
     """Answers chat completions with one reply and keeps what it was asked."""
 
-    def __init__(self, reply: str, status: int = 200) -> None:
+    def __init__(self, reply: str, status: int = 200, refused: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.reply, self.status = reply, status
+        self.refused = refused  # a message with this text is refused with 400
         self.asked: list[dict[str, Any]] = []
 
     @property
@@ -42,12 +46,15 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, Endpoint)
         assert self.path == "/v1/chat/completions"
-        server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        request = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        server.asked.append(json.loads(request))
+        status = 400 if server.refused and server.refused in request else server.status
         message = {"role": "assistant", "content": server.reply}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         body = {"id": "1", "object": "chat.completion", "created": 1, "model": "judge", "choices": [choice]}
-        data = json.dumps(body if server.status == 200 else {"error": {"message": "no such model"}}).encode()
-        self.send_response(server.status)
+        why = "too long" if status == 400 else "no such model"
+        data = json.dumps(body if status == 200 else {"error": {"message": why}}).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -58,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def endpoint(reply: str, status: int = 200) -> Iterator[Endpoint]:
-    with Endpoint(reply, status) as server:
+def endpoint(reply: str, status: int = 200, refused: str = "") -> Iterator[Endpoint]:
+    with Endpoint(reply, status, refused) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -95,6 +102,10 @@ def results(tmp_path: Path, questions: str) -> Path:
     write_record(folder, record("cllm", method=JacobiMethod(window=16)))
     write_results(folder, get_matrix("debug"), [])
     return folder
+
+
+def judged_cells(folder: Path, name: str = "judge.json") -> list[dict[str, Any]]:
+    return json.loads((folder / name).read_text())["cells"]
 
 
 def call(results: Path, url: str, questions: str, *more: str) -> int:
@@ -143,6 +154,75 @@ def test_an_interrupted_job_asks_on(results: Path, questions: str, capsys: pytes
     kept[0].write_text("half")
     assert call(results, server.url, questions) == 2
     assert "not a readable judgment; remove the file" in capsys.readouterr().err
+
+
+def test_modes_and_judges_add_up(results: Path, questions: str) -> None:
+    with endpoint("[[7]] [[B]]") as server:
+        assert call(results, server.url, questions) == 0
+        assert call(results, server.url, questions, "--mode", "pairwise") == 0
+        assert [(cell["model"], cell["mode"]) for cell in judged_cells(results)] == [
+            ("teacher", "single"), ("cllm", "single"), ("cllm", "pairwise"),
+        ]  # fmt: skip
+        assert call(results, server.url, questions, "--max-tokens", "5") == 0  # another judge, for its replies differ
+        assert call(results, server.url, questions) == 0
+    first, second = judge_files(results)
+    assert (first.name, len(judged_cells(results))) == ("judge.json", 3)
+    assert [cell["mode"] for cell in judged_cells(results, second.name)] == ["single"] * 2
+    assert {read_judged(path).judge.max_tokens for path in (first, second)} == {1024, 5}
+
+
+def test_a_student_that_was_trained_again_is_judged_anew(results: Path, questions: str) -> None:
+    """Its old cells stay in the folder, under keys that may come first or last."""
+    (old,) = [record for record in read_records(results).values() if record.cell.model == "cllm"]
+    assert old.result is not None
+    texts = tuple(text.replace("cllm", "new") for text in old.result.responses)
+    with endpoint("[[7]]") as server:
+        assert call(results, server.url, questions) == 0
+        for weights in ("a" * 16, "b" * 16, "c" * 16):
+            cell = old.cell.model_copy(update={"weights": weights})
+            later = {**old.provenance, "time": f"2026-02-0{'abc'.index(weights[0]) + 1}"}
+            fields = {"key": cell.fingerprint(), "cell": Cell(**cell.model_dump()), "provenance": later}
+            changed = old.model_copy(update=fields | {"result": old.result.model_copy(update={"responses": texts})})
+            write_record(results, changed)
+            assert call(results, server.url, questions) == 0
+            assert [cell["key"] for cell in judged_cells(results) if cell["model"] == "cllm"] == [changed.key]
+    said = [json.dumps(request["messages"]) for request in server.asked]
+    assert sum("new answers" in text for text in said) == 5  # asked once for all, but for the turn that all share
+
+
+def test_ratings_of_every_turn_are_kept(results: Path, questions: str) -> None:
+    with endpoint("[[7]]", refused="teacher answers") as server:
+        assert call(results, server.url, questions) == 0
+    teacher, cllm = judged_cells(results)
+    assert cllm["ratings"] == [7.0] * 6
+    assert sorted(teacher["ratings"], key=str) == [7.0] + [None] * 5
+
+
+def test_a_message_that_the_endpoint_refuses_has_no_verdict(
+    results: Path, questions: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others have; and the next run asks again, for the endpoint may have learnt it."""
+    with endpoint("[[7]]", refused="teacher answers") as server:
+        assert call(results, server.url, questions) == 0
+        assert len(server.asked) == 11
+        assert "refused by the endpoint" in capsys.readouterr().out
+        teacher, cllm = judged_cells(results)
+        assert (teacher["unparsed"], teacher["score"], cllm["unparsed"], cllm["score"]) == (5, 7, 0, 7)
+        assert len(list((results / "judgments").iterdir())) == 6
+        server.refused = ""
+        assert call(results, server.url, questions) == 0
+        assert len(server.asked) == 11 + 5
+    assert [cell["unparsed"] for cell in judged_cells(results)] == [0, 0]
+
+
+def test_an_endpoint_that_refuses_everything_is_no_judge(
+    results: Path, questions: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with endpoint("", status=400) as server:
+        assert call(results, server.url, questions) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: judge judge at {server.url}: every message was refused by the endpoint: " in line
+    assert not (results / "judge.json").exists()
 
 
 def test_nonsense_is_counted_and_shown(

@@ -1,10 +1,15 @@
-"""The whole pipeline: its last line, its five outputs, and that a second run has nothing to do."""
+"""The whole pipeline: its last line, its five outputs, and that a second run has nothing to do but to show them."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cllm.artifacts import input_difference, read_manifest
@@ -12,9 +17,11 @@ from cllm.decoding.records import DecodeRequest
 from cllm.decoding.reference import autoregressive
 from cllm.decoding.trajectories import Trajectory, from_table, read_table
 from cllm.models import weights_revision
-from cllm.tasks.prompts import tokenizer_hash
+from cllm.report.markdown import results_text
+from cllm.tasks.prompts import draw_prompts, tokenizer_hash
 from jobs import stages
-from tests.jobs.running import FinishedRun, run_job
+from jobs.evaluate import decode_live, read_results
+from tests.jobs.running import ROOT, FinishedRun, arguments, run_job
 
 pytestmark = pytest.mark.ray
 
@@ -74,14 +81,6 @@ def test_student_is_a_plain_hugging_face_checkpoint(pipeline: FinishedRun) -> No
     assert generated.shape[1] > ids["input_ids"].shape[1]
 
 
-def test_student_has_learnt_something(pipeline: FinishedRun) -> None:
-    teacher, student = (
-        AutoModelForCausalLM.from_pretrained(path) for path in (pipeline.layout.finetuned, pipeline.layout.student)
-    )
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    assert any(not torch.equal(before, after) for before, after in pairs)
-
-
 def test_trajectories_end_in_the_teachers_greedy_answers(pipeline: FinishedRun) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(pipeline.layout.finetuned, dtype=torch.float32).eval()
     eos_ids = [teacher.generation_config.eos_token_id]
@@ -111,18 +110,84 @@ def test_trajectory_files_say_what_they_belong_to(pipeline: FinishedRun) -> None
         }
 
 
-def test_tensorboard_has_the_losses_of_both_trainings(pipeline: FinishedRun) -> None:
-    for kind in ("teacher", "student"):
-        assert list((pipeline.layout.scratch / "tensorboard" / kind).glob("events.out.tfevents.*"))
+def logged(run: FinishedRun, kind: str, tag: str) -> list[float]:
+    """What a training wrote to TensorBoard, step by step."""
+    events = EventAccumulator(str(run.layout.scratch / "tensorboard" / kind)).Reload()
+    return [event.value for event in events.Scalars(tag)]
 
 
-def test_second_run_does_nothing_and_ends_with_the_same_figures(pipeline: FinishedRun) -> None:
+def test_trainings_lower_their_losses(pipeline: FinishedRun) -> None:
+    """Ten steps each."""
+    teacher, student = logged(pipeline, "teacher", "ar"), logged(pipeline, "student", "ar")
+    assert (len(teacher), len(student)) == (3, 10)  # every fifth step and the first; every step
+    assert teacher[-1] < teacher[0] - 0.1
+    assert student[-1] < student[0] - 0.1
+    consistency = logged(pipeline, "student", "consistency")
+    assert len(consistency) == 10
+    assert min(consistency) > 0
+
+
+def shown_in(stdout: str) -> str:
+    """What people are to see behind the last stage: all but JSON."""
+    lines = stdout.splitlines()
+    last_stage = max(number for number, line in enumerate(lines) if line.startswith("== "))
+    return "\n".join(line for line in lines[last_stage + 1 :] if not line.startswith("{"))
+
+
+def test_table_and_example_are_shown_where_output_is_no_terminal(pipeline: FinishedRun) -> None:
+    results, shown = read_results(pipeline.recipe), shown_in(pipeline.done.stdout)
+    assert results_text(results) in shown
+    for example in results["examples"]:
+        assert f"  {len(example['jacobi'])} forward passes; AR takes {len(example['ar'])}" in shown
+        assert "".join(example["jacobi"]) == "".join(example["ar"])
+    assert " | " in shown
+    assert "\033[" not in pipeline.done.stdout
+
+
+def test_second_run_makes_nothing_and_shows_and_ends_with_the_same(pipeline: FinishedRun) -> None:
     files = {path: path.stat().st_mtime_ns for path in pipeline.layout.root.rglob("*") if path.is_file()}
     again = run_job("pipeline", pipeline.overrides, cwd=pipeline.layout.root.parent)
     assert again.returncode == 0, again.stderr
-    lines = again.stdout.splitlines()
     outputs = [stage(pipeline.recipe) for stage in STAGES]
-    assert lines[:-1] == [f"== {output.kind}: up to date in {output.path}" for output in outputs]
+    assert [line for line in again.stdout.splitlines() if line.startswith("== ")] == [
+        f"== {output.kind}: up to date in {output.path}" for output in outputs
+    ]
+    assert shown_in(again.stdout) == shown_in(pipeline.done.stdout)
     first, second = summary(pipeline.done.stdout), summary(again.stdout)
     assert first | {"pipeline_seconds": 0} == second | {"pipeline_seconds": 0}
     assert files == {path: path.stat().st_mtime_ns for path in pipeline.layout.root.rglob("*") if path.is_file()}
+
+
+def test_on_a_terminal_tokens_arrive_one_forward_pass_after_the_other(pipeline: FinishedRun) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *arguments(pipeline.overrides)]
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        os.close(theirs)
+        arrived = []
+        while piece := read_piece(ours):
+            arrived.append(piece)
+    os.close(ours)
+    assert process.returncode == 0
+    example = read_results(pipeline.recipe)["examples"][0]
+    forwards = len(example["ar"]) + len(example["jacobi"])
+    assert sum("\033[9" in piece for piece in arrived) > forwards / 2  # a slow reader may find two at once
+    text = "".join(arrived)
+    assert text.count("\033[9") == forwards
+    assert text.index("ar: ") < text.index("jacobi-sliding: ") < text.index('{"task": ')
+    documents = [line for line in text.splitlines() if line.startswith("{")]
+    assert [json.loads(document)["task"] for document in documents] == ["synthetic_sql"]
+
+
+def read_piece(terminal: int) -> str:
+    try:
+        return os.read(terminal, 1 << 16).decode()
+    except OSError:  # how a terminal ends whose other side has been closed
+        return ""
+
+
+def test_the_example_is_decoded_live_by_a_task_of_its_own(pipeline: FinishedRun, local_ray: None) -> None:
+    (prompt,) = draw_prompts(pipeline.layout.prompts_file, "test", 1)
+    steps = list(decode_live(pipeline.recipe, prompt))
+    example = read_results(pipeline.recipe)["examples"][0]
+    for method, texts in (("ar", example["ar"]), ("jacobi-sliding", example["jacobi"])):
+        assert len([text for name, text in steps if name == method]) == len(texts)

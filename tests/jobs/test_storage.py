@@ -7,6 +7,7 @@ import pytest
 
 from cllm.layout import RunLayout
 from jobs import pipeline as job
+from jobs import stages
 from jobs.cli import main
 from tests.jobs.running import FinishedRun, arguments, finished_run
 
@@ -39,5 +40,9 @@ def test_a_run_goes_on_from_its_copies(
     assert not any("done in" in line or "copied" in line for line in second)
     assert files(finished_run(elsewhere, pipeline.done).layout) == files(pipeline.layout)
     same = ("teacher_accuracy", "cllm_accuracy", "tpf", "speedup_over_ar")
+    # One job alone, on a third machine: it fetches all that it reads.
+    third = (f"output={tmp_path / 'third'}", *elsewhere[1:])
+    stages.train(finished_run(third, pipeline.done).recipe).require_sources()
+    assert {path.name for path in (tmp_path / "third").iterdir()} == {"prompts", "teacher", "trajectories"}
     one, two = json.loads(first[-1]), json.loads(second[-1])
     assert [one[name] for name in same] == [two[name] for name in same]

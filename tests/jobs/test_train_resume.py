@@ -1,20 +1,15 @@
 """A training worker that dies is replaced, and training goes on at the exact step: same losses, same weights."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.jobs.progress import saved_step, scalars
 from tests.jobs.running import FinishedRun, killed_job
 
 pytestmark = pytest.mark.ray
-
-TAGS = ("ar", "consistency", "grad_norm", "learning_rate", "validation_ar", "validation_consistency")
-Scalars = dict[tuple[str, int], float]  # by tag and step
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,35 +18,6 @@ class Survived:
 
     run: FinishedRun
     checkpoint_step: int
-
-
-def scalars(run: FinishedRun) -> list[Scalars]:
-    """What each worker logged, in the order in which they were started."""
-    files = sorted(
-        (run.layout.scratch / "tensorboard" / "student").glob("events.*"), key=lambda path: path.stat().st_mtime_ns
-    )
-    return [read_events(path) for path in files]
-
-
-def read_events(path: Path) -> Scalars:
-    events = EventAccumulator(str(path)).Reload()
-    return {
-        (tag, event.step): event.value
-        for tag in TAGS
-        if tag in events.Tags()["scalars"]
-        for event in events.Scalars(tag)
-    }
-
-
-def saved_step(run: FinishedRun) -> int:
-    """The step of the last checkpoint that Ray Train knows of; 0 if there is none."""
-    for path in run.layout.scratch.glob("student-*/checkpoint_manager_snapshot.json"):
-        try:
-            latest = json.loads(path.read_text())["latest_checkpoint_result"]
-        except json.JSONDecodeError:  # being written
-            return 0
-        return latest["metrics"]["step"] if latest else 0
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,26 @@ from pathlib import Path
 
 import pytest
 
+from cllm.ablation.document import read_document
 from cllm.bench.matrices import get_matrix
+from cllm.bench.matrix import LoadConfig
 from cllm.bench.matrix_results import write_record, write_results
+from cllm.bench.result import CellRecord, EngineFacts
 from cllm.errors import InputError
+from cllm.evaluation.metrics import accuracy
 from cllm.report.benchmark import Evidence, report_sections, write_report
-from cllm.report.documents import read_ablation
 from jobs.report import main
-from tests.bench.records import AR, BLOCK, failed_record, make_cell, make_record, make_result, make_results
+from tests.bench.records import (
+    AR,
+    BLOCK,
+    PROVENANCE,
+    VLLM,
+    failed_record,
+    make_cell,
+    make_record,
+    make_result,
+    make_results,
+)
 from tests.report.ablations import write_ablation
 from tests.report.measured import DRAFT, spider_results
 from tests.report.reading import page_of
@@ -47,7 +60,8 @@ def test_speed_against_the_load_is_over_vllm(tmp_path: Path):
     page, _ = page_of(spider_results(), tmp_path)
     rows = {(row["model"], row["method"]): row for row in page.table("× at 1", "× at 8")}
     found = rows["cllm", BLOCK.label]
-    assert (found["× at 1"], found["× at 8"]) == ("4.38", "2.50")
+    assert (found["× at 1"], found["× at 8"]) == ("4.38 (3.58–5.35)", "2.50 (2.05–3.06)")
+    assert "decodes one request at a time" in page.text
     assert found["accuracy (95% CI)"].startswith("50.0%")
     assert rows["teacher", "transformers generate"]["× at 8"] == "–"
 
@@ -55,17 +69,21 @@ def test_speed_against_the_load_is_over_vllm(tmp_path: Path):
 def test_energy_is_compared_within_an_engine(tmp_path: Path):
     page, _ = page_of(spider_results(), tmp_path)
     rows = {(row["model"], row["method"]): row for row in page.table("mJ at 1")}
-    assert (rows["teacher", "ar"]["mJ at 1"], rows["teacher", "ar"]["× AR at 1"]) == ("500", "1.00")
-    assert (rows["cllm", BLOCK.label]["mJ at 8"], rows["cllm", BLOCK.label]["× AR at 8"]) == ("31.2", "0.50")
-    assert rows["teacher", DRAFT.label]["× AR at 1"] == "0.50"  # over vLLM's AR, 625 mJ
+    assert (rows["teacher", "ar"]["mJ at 1"], rows["teacher", "ar"]["× AR at 1"]) == ("500 (400–600)", "1.00")
+    found = rows["cllm", BLOCK.label]
+    assert (found["mJ at 8"], found["× AR at 8"]) == ("31.2 (25.0–37.5)", "0.50 (0.33–0.75)")
+    assert rows["teacher", DRAFT.label]["× AR at 1"] == "0.50 (0.33–0.75)"  # over vLLM's AR, 625 mJ
 
 
 def test_failures_and_obstacles_are_shown(tmp_path: Path):
     page, markdown = page_of(spider_results(), tmp_path)
     failed, obstacle = page.table("cells", "what", "why")
+    (left_out,) = page.table("asked of", "what", "why")
     assert (failed["what"], failed["why"]) == ("failed", "<script>out of memory</script>")
     assert list(obstacle.values()) == ["gsm8k-small cllm", "cannot run", "no weights"]
     assert "no weights" in markdown
+    assert list(left_out.values()) == ["spider-small", "left out", "1 of 5 prompts: longer than the model reads"]
+    assert "Entries of the matrix that cannot run: 1." in page.text
 
 
 def test_what_is_not_there_is_named_with_its_reason(tmp_path: Path):
@@ -87,7 +105,7 @@ def test_what_is_not_there_is_named_with_its_reason(tmp_path: Path):
 
 
 def test_everything_in_the_markdown_is_in_the_page(tmp_path: Path):
-    ablation = read_ablation(write_ablation(tmp_path / "a") / "ablation.json")
+    ablation = read_document(write_ablation(tmp_path / "a") / "ablation.json")
     page, markdown = page_of(spider_results(), tmp_path, ablations=[ablation])
     numbers = set(NUMBER.findall(markdown))
     assert len(numbers) > 300
@@ -121,12 +139,68 @@ def test_without_a_finished_cell_the_reasons_remain(tmp_path: Path):
         report_sections(Evidence(make_results()))
 
 
-def test_one_table_shows_all_seeds_and_the_others_the_first(tmp_path: Path):
-    records = [make_record(make_cell(seed=seed), make_result((100.0 + seed,) * 3)) for seed in (3, 4)]
+def test_one_table_shows_all_seeds_and_the_others_take_them_together(tmp_path: Path):
+    page, _ = page_of(make_results(*two_seeds()), tmp_path)
+    assert [row["seed"] for row in page.table("p99 ms") if row["method"] == BLOCK.label] == ["3", "4"]
+    assert "Seeds 3, 4 stand here one by one. The other sections take them together" in page.text
+    _, row = page.table("× at 1")
+    # Seed 3 is twice, seed 4 three times as fast as AR; of each pair the repeats lie 5% around the median.
+    assert row["× at 1"] == "2.50 (1.81–3.32)"
+    assert row["source"] == "1, 2"
+    # Right by prompt: 1/2, 1/2, 0, 0 of the two seeds, so 25% of 4 prompts and not of 8.
+    low, high = 100 * accuracy((0.5, 0.5, 0, 0)).low, 100 * accuracy((0.5, 0.5, 0, 0)).high
+    assert row["accuracy (95% CI)"] == f"25.0% ({low:.1f}–{high:.1f})"
+    assert row["− teacher AR, points"].startswith("-25.0 (")
+
+
+def two_seeds() -> list[CellRecord]:
+    """AR, which is always right on half of the prompts, and Jacobi decoding, whose second seed never is."""
+    later = PROVENANCE | {"commit": "later"}
+    speeds = {(AR, 3): 100.0, (AR, 4): 100.0, (BLOCK, 3): 200.0, (BLOCK, 4): 300.0}
+    found = []
+    for (method, seed), speed in speeds.items():
+        scores = (0.0,) * 4 if (method, seed) == (BLOCK, 4) else (1.0, 1.0, 0.0, 0.0)
+        result = make_result((0.95 * speed, speed, 1.05 * speed), scores=scores)
+        provenance = later if seed == 4 else PROVENANCE
+        found.append(make_record(make_cell(method, seed=seed), result, provenance=provenance))
+    return found
+
+
+def test_every_cell_names_its_command_commit_and_machine(tmp_path: Path):
+    """Cells of two commits in one folder: each row has the number of its own."""
+    gpus = PROVENANCE["hardware"] | {"gpus": ["Test GPU"] * 2}
+    later = PROVENANCE | {"commit": "fedcba9876543210", "hardware": gpus}
+    records = [make_record(make_cell(AR)), make_record(make_cell(BLOCK), provenance=later)]
     page, _ = page_of(make_results(*records), tmp_path)
-    assert [row["seed"] for row in page.table("p99 ms")] == ["3", "4"]
-    assert "Here are seeds 3, 4; all other sections show seed 3." in page.text
-    assert len(page.table("× at 1")) == 1
+    sources = {row["source"]: row for row in page.table("source", "commit")}
+    commits = {row["method"]: sources[row["source"]]["commit"] for row in page.table("p99 ms")}
+    assert commits == {"ar": "0123456789ab", BLOCK.label: "fedcba987654"}
+    assert sources["2"]["hardware"] == "2 × Test GPU + 2 cores of test cpu, 8 GiB"
+    assert [row["source"] for row in page.table("draft or heads")] == ["1", "2"]
+    assert [row["source"] for row in page.table("× at 1")] == ["1", "2"]
+
+
+def test_one_table_holds_memory_parameters_and_the_engine(tmp_path: Path):
+    facts = {"package": "vllm", "version": "0.29.0", "runner": "V1", "scheduling": "async", "guesses": 5}
+    engine = EngineFacts(**facts, steps=10, proposed=50, accepted=20)
+    served = make_result(memory_gib=1.25, device_memory_gib=70.0, trained_parameters=500_000, engine=engine)
+    page, _ = page_of(make_results(make_record(), make_record(make_cell(VLLM), served)), tmp_path)
+    rows = {row["method"]: row for row in page.table("p99 ms")}
+    row = rows[VLLM.label]
+    assert (row["needs, GiB"], row["device in use, GiB"], row["trained parameters"]) == ("1.25", "70.0", "500.0K")
+    assert (row["served by"], row["scheduling"], row["guesses held"]) == ("vllm 0.29.0 runner V1", "async", "40.0%")
+    assert (rows["ar"]["needs, GiB"], rows["ar"]["served by"], rows["ar"]["guesses held"]) == ("–", "cllm 0", "–")
+
+
+def test_cells_without_times_have_a_table_of_their_own(tmp_path: Path):
+    load = LoadConfig(num_prompts=4, max_new_tokens=8, repeats=0)
+    result = make_result((), latency_ms={}, floor_ms=0.0)
+    records = [make_record(make_cell(method, load=load), result) for method in (AR, BLOCK)]
+    page, _ = page_of(make_results(*records), tmp_path)
+    assert [row["method"] for row in page.table("group", "accuracy (95% CI)")] == ["ar", BLOCK.label]
+    assert "0 cells measured, 0 failed." in page.text
+    assert "2 cells were not timed." in page.text
+    assert "more are not shown" not in page.text
 
 
 def test_the_job_reports_on_benchmarks_and_ablations(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -141,7 +215,8 @@ def test_the_job_reports_on_benchmarks_and_ablations(tmp_path: Path, capsys: pyt
         assert capsys.readouterr().out.split() == [str(out / name) for name in ("report.html", "report.md")]
         markdown = (out / "report.md").read_text()
         assert markdown.startswith(title)
-        assert "34 students, ablation demo" in markdown
+        assert "31 students, ablation demo, 18 more decodings" in markdown  # of the first seed
+        assert "8 students, ablation demo" in markdown
 
 
 @pytest.mark.parametrize(
@@ -149,7 +224,7 @@ def test_the_job_reports_on_benchmarks_and_ablations(tmp_path: Path, capsys: pyt
     [
         ("nothing.txt", "", "results.json: no such file; run jobs/benchmark.py"),
         ("ablation.json", "{", "ablation.json: not a readable JSON file"),
-        ("ablation.json", '{"schema_version": 9}', "schema version 9, this code reads 1; run jobs/ablate.py again"),
+        ("ablation.json", '{"schema_version": 9}', "schema version 9, this code reads 2; update this code"),
     ],
 )
 def test_the_job_says_in_one_line_what_is_wrong(

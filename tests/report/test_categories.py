@@ -5,18 +5,20 @@ import random
 import pytest
 
 from cllm.bench.compare import compare
-from cllm.report.categories import Work, categories_section, tokens_per_forward
+from cllm.evaluation.metrics import ratio_of_sums
+from cllm.report.categories import categories_section
 from cllm.report.page import Absent, Section, Table
+from cllm.report.sources import Sources
 from tests.bench.records import AR, BLOCK, make_cell, make_record, make_result
 
 
 def test_tokens_over_forwards_not_the_mean_of_ratios():
-    found = tokens_per_forward([Work(10, 10), Work(40, 10)])
+    found = ratio_of_sums([10, 40], [10, 10])
     assert found.mean == 2.5
     assert found.low < 2.5 < found.high
-    alone = tokens_per_forward([Work(12, 4)])
+    alone = ratio_of_sums([12], [4])
     assert (alone.mean, alone.low, alone.high) == (3.0, 3.0, 3.0)
-    same = tokens_per_forward([Work(30, 10), Work(60, 20)])  # no spread between responses
+    same = ratio_of_sums([30, 60], [10, 20])  # no spread between responses
     assert same.low == pytest.approx(same.high)
 
 
@@ -26,8 +28,7 @@ def test_the_interval_covers_the_true_rate():
     trials, missed = 2000, 0
     for _ in range(trials):
         forwards = [rng.randint(5, 60) for _ in range(60)]
-        work = [Work(round(count * rng.uniform(2, 4)), count) for count in forwards]
-        found = tokens_per_forward(work)
+        found = ratio_of_sums([round(count * rng.uniform(2, 4)) for count in forwards], forwards)
         missed += not found.low <= 3 <= found.high
     assert missed / trials == pytest.approx(0.05, abs=0.025)
 
@@ -38,10 +39,12 @@ def test_a_column_for_each_category_and_one_for_all():
         make_record(make_cell(AR), make_result(categories=("math", "math", "qa", "qa"))),
         make_record(make_cell(BLOCK, model="cllm"), make_result(categories=("math", "math", "qa", "qa"), **work)),
     ]
-    section = categories_section(compare(records))
+    rows = compare(records)
+    section = categories_section(rows, Sources.of(rows))
     assert isinstance(section, Section)
     (table,) = section.parts
     assert isinstance(table, Table)
-    assert table.columns == ("method", "model", "math (2)", "qa (2)", "all (4)")
-    assert [value.text.partition(" ")[0] for value in table.rows[1][2:]] == ["3.00", "2.25", "2.50"]
-    assert isinstance(categories_section(compare([make_record()])), Absent)
+    assert table.columns == ("method", "model", "math (2)", "qa (2)", "all (4)", "source")
+    assert [value.text.partition(" ")[0] for value in table.rows[1][2:5]] == ["3.00", "2.25", "2.50"]
+    plain = compare([make_record()])
+    assert isinstance(categories_section(plain, Sources.of(plain)), Absent)

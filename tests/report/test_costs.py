@@ -109,7 +109,7 @@ def test_table_names_every_basis_and_the_price() -> None:
     assert table.splitlines()[2:] == [
         "| start-up |  | 4 |  | 1 | 0.50 | 10.00 |",
         "| collect | 7,200,000 | 4 | 500 | 1 | 1.00 | 20.00 |",
-        "| sum | | | | | 1.50 | 30.00 |",
+        "| sum |  |  |  |  | 1.50 | 30.00 |",
         "",
         "eight: $20.00 an hour, 8 × A100; a list, 2026-01-01",
         "- collect: measured (x.json on NVIDIA A100)",

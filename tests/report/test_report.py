@@ -7,7 +7,7 @@ import pytest
 
 from cllm.report.markdown import report, results_table, results_text
 from cllm.report.plot import plot_acceptance
-from cllm.report.steps import marked_steps, step_example, step_texts
+from cllm.report.steps import coloured_step, marked_steps, step_example, step_texts
 from cllm.tasks.tokenizer import train_tokenizer
 
 
@@ -106,9 +106,9 @@ def test_steps_join_to_the_response_even_inside_a_character() -> None:
 
 def test_steps_are_told_apart() -> None:
     texts = ["SELECT name,", " age", "\nFROM nurse"]
-    assert marked_steps(texts, colour=False) == "SELECT name, | age | ↵FROM nurse"
-    coloured = marked_steps(texts, colour=True)
-    assert coloured.count("\033[96m") == 2
-    assert coloured.endswith("\033[0m")
-    shown = step_example("schema\nhow old?", texts, 9, colour=False)
+    assert marked_steps(texts) == "SELECT name, | age | ↵FROM nurse"
+    first, second, third = (coloured_step(number, text) for number, text in enumerate(texts))
+    assert (first[:5], second[:5], third[:5]) == ("\033[96m", "\033[93m", "\033[96m")
+    assert all(step.endswith("\033[0m") for step in (first, second, third))
+    shown = step_example("schema\nhow old?", texts, 9)
     assert shown == "… schema how old?\nSELECT name, | age | ↵FROM nurse\n  3 forward passes; AR takes 9"

@@ -1,11 +1,14 @@
 """The area under accuracy against parallelism, by hand."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from cllm.bench.compare import compare
+from cllm.bench.result import CellRecord
 from cllm.report.page import Absent, Section, Table
+from cllm.report.sources import Sources
 from cllm.report.tradeoff import accuracy_under_parallelism, tradeoff_section
 from tests.bench.records import AR, BLOCK, VLLM, make_cell, make_record, make_result
 
@@ -40,15 +43,17 @@ def test_points_more_than_five_below_the_reference_do_not_count():
 
 
 def section(**cllm: tuple[float, ...]) -> Section | Absent:
-    return tradeoff_section(
-        compare(
-            [
-                make_record(make_cell(AR), make_result(scores=(1.0,) * 4)),
-                make_record(make_cell(BLOCK, model="cllm"), make_result(tpf=3.0, **{"scores": (1.0,) * 4, **cllm})),
-                make_record(make_cell(VLLM, model="cllm"), make_result(tpf=9.0)),  # not our engine: no point
-            ]
-        )
-    )
+    records = [
+        make_record(make_cell(AR), make_result(scores=(1.0,) * 4)),
+        make_record(make_cell(BLOCK, model="cllm"), make_result(tpf=3.0, **{"scores": (1.0,) * 4, **cllm})),
+        make_record(make_cell(VLLM, model="cllm"), make_result(tpf=9.0)),  # not our engine: no point
+    ]
+    return section_of(records)
+
+
+def section_of(records: Sequence[CellRecord]) -> Section | Absent:
+    rows = compare(records)
+    return tradeoff_section(rows, Sources.of(rows))
 
 
 def table_of(found: Section | Absent) -> list[str]:
@@ -59,8 +64,16 @@ def table_of(found: Section | Absent) -> list[str]:
 
 
 def test_the_curve_of_a_cllm_begins_with_the_teacher():
-    assert table_of(section()) == ["cllm, demo, synthetic_sql, test cpu, 2 threads", "300.0", "3.00", "3.00", "2", "0"]
-    assert table_of(section(scores=(1.0, 1.0, 1.0, 0.0)))[1:] == ["100.0", "1.00", "1.00", "1", "1"]
+    assert table_of(section()) == [
+        "cllm, demo, synthetic_sql, test cpu, 2 threads",
+        "300.0",
+        "3.00",
+        "3.00",
+        "2",
+        "0",
+        "1",
+    ]
+    assert table_of(section(scores=(1.0, 1.0, 1.0, 0.0)))[1:] == ["100.0", "1.00", "1.00", "1", "1", "1"]
 
 
 def test_without_scores_there_is_no_curve():
@@ -68,6 +81,6 @@ def test_without_scores_there_is_no_curve():
         make_record(make_cell(AR), make_result(scores=())),
         make_record(make_cell(BLOCK, model="cllm"), make_result(scores=())),
     ]
-    assert isinstance(tradeoff_section(compare(records)), Absent)
+    assert isinstance(section_of(records), Absent)
     nothing_right = [record.model_copy(update={"result": make_result(scores=(0.0,) * 4)}) for record in records]
-    assert isinstance(tradeoff_section(compare(nothing_right)), Absent)
+    assert isinstance(section_of(nothing_right), Absent)

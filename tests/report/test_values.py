@@ -23,7 +23,7 @@ def test_a_spread_has_three_digits_in_its_unit_and_sorts_by_its_median():
 
 
 def test_a_difference_that_rounds_to_zero_is_not_negative():
-    assert points(Estimate(-0.0001, -0.02, 0.02), noise=True).text == "+0.0 (-2.0 to +2.0)"
+    assert points(Estimate(-0.0001, -0.02, 0.02)).text == "+0.0 (-2.0 to +2.0)"
 
 
 @pytest.mark.parametrize(("value", "text"), [(30_200, "30.2K"), (1_900_000, "1.9M"), (6_738_000_000, "6.7B")])

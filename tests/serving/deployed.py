@@ -17,8 +17,6 @@ from serving.build import app
 @contextmanager
 def deployed(args: dict[str, Any], name: str) -> Iterator[str]:
     """The URL of the application with these arguments; metrics come every half second rather than every ten."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     ray.init(
         address="local",
         num_cpus=2,
@@ -27,6 +25,8 @@ def deployed(args: dict[str, Any], name: str) -> Iterator[str]:
         log_to_driver=False,
         _system_config={"metrics_report_interval_ms": 500},
     )
+    with socket.create_server(("127.0.0.1", 0)) as free:  # as late as can be: it may be taken in between
+        port = free.getsockname()[1]
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(app(args), name=name, route_prefix="/")

@@ -20,17 +20,19 @@ from cllm.tasks.tokenizer import train_tokenizer
 from serving.app import create_app
 from serving.config import CllmModel, Limits
 from serving.keys import KeyRing
-from serving.messages import Backend, Chunk, GenerateRequest, Prompt
+from serving.messages import Chunk, GenerateRequest, Prompt, Responder
 from serving.replica import Replica
 from serving.service import Service
 
 MODEL_NAME = "tiny"
 CONTEXT = 160
 PATIENCE_S = 60
+OPTIONS = {"window": 8, "max_rows": 8, "max_tokens": CONTEXT, "block_tokens": 8}
 TEXTS = ("How many singers are there?", "SELECT count(*) FROM singer", "grün und blau, naïve café", "名前は何ですか")
+DEFECT = "divide"  # a message that the template below fails at
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
-    "{{ raise_exception('the system message comes first') }}{% endif %}"
+    "{% for m in messages %}{% if m.content == 'divide' %}{{ 1 // 0 }}{% endif %}"
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the system message comes first') }}{% endif %}"
     "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
@@ -58,8 +60,7 @@ def save_tiny_model(folder: Path, *, template: str | None = TEMPLATE, hidden: in
 
 
 def model_entry(folder: Path, **settings: object) -> CllmModel:
-    options = {"window": 8, "max_rows": 8, "max_tokens": CONTEXT, "block_tokens": 8}
-    data = {"engine": "cllm", "path": str(folder), "options": options, "cpus": 0.1}
+    data = {"engine": "cllm", "path": str(folder), "options": OPTIONS, "cpus": 0.1}
     return CllmModel.model_validate(data | settings)
 
 
@@ -78,7 +79,9 @@ def text_of(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def local_app(backends: Mapping[str, Backend], *, limits: Limits | None = None, keys: KeyRing | None = None) -> FastAPI:
+def local_app(
+    backends: Mapping[str, Responder], *, limits: Limits | None = None, keys: KeyRing | None = None
+) -> FastAPI:
     """The application in front of backends of this process."""
     limits = limits or Limits(body_bytes=100_000, choices=8)
     return create_app(Service(backends, limits, retry_after_s=1), limits, keys)

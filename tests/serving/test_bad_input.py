@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from cllm.errors import InputError
 from serving.config import AppConfig, Keys, Limits
@@ -65,7 +66,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"n": 0}, "n:"),
     (COMPLETIONS, {"stream_options": {"include_usage": True}}, "stream_options need stream"),
     (COMPLETIONS, {"stream": True, "stream_options": {"no_such": 1}}, "stream_options.no_such"),
-    (COMPLETIONS, {"prompt": ""}, ""),
     (COMPLETIONS, {"prompt": []}, "prompt"),
     (COMPLETIONS, {"prompt": [[]]}, "prompt"),
     (COMPLETIONS, {"prompt": ["a", 1]}, "prompt"),
@@ -86,9 +86,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("path", "fields", "named"), BAD_FIELDS, ids=lambda value: str(value)[:40])
 def test_bad_fields_are_named(server: Server, path: str, fields: dict[str, Any], named: str) -> None:
     body = (BASE if path == COMPLETIONS else CHAT) | fields
-    if fields == {"prompt": ""}:  # the tokenizer puts <|bos|> in front, so there is something to continue
-        assert httpx.post(server.url + path, json=body).status_code == 200
-        return
     assert named in refusal(httpx.post(server.url + path, json=body), 400)
 
 
@@ -98,6 +95,24 @@ NEUTRAL = {"tools": [], "logit_bias": {}, "best_of": 1, "echo": False, "suffix":
 
 def test_options_that_ask_for_nothing_are_fine(server: Server) -> None:
     assert httpx.post(server.url + COMPLETIONS, json=BASE | NEUTRAL).status_code == 200
+    for options in ({"include_usage": None}, {"include_usage": True, "include_obfuscation": False, "no_such": None}):
+        body = BASE | {"stream": True, "stream_options": options}
+        assert httpx.post(server.url + COMPLETIONS, json=body).status_code == 200
+
+
+def test_messages_that_the_openai_client_gave_can_be_sent_back(server: Server, client: OpenAI) -> None:
+    answer = client.chat.completions.create(**CHAT).choices[0].message.model_dump()
+    assert None in answer.values()  # such as its refusal
+    others = {"name": None, "tool_calls": [], "annotations": [], "audio": None}
+    messages = [*CHAT["messages"], answer | others, *CHAT["messages"]]
+    assert httpx.post(server.url + CHATS, json=CHAT | {"messages": messages}).status_code == 200
+    messages[1] = answer | {"tool_calls": [{"id": "x"}]}
+    answered = httpx.post(server.url + CHATS, json=CHAT | {"messages": messages})
+    assert "messages.1.tool_calls: this option is not supported" in refusal(answered, 400)
+
+
+def test_an_empty_prompt_is_continued_where_the_tokenizer_puts_a_token_in_front(server: Server) -> None:
+    assert httpx.post(server.url + COMPLETIONS, json=BASE | {"prompt": ""}).status_code == 200
 
 
 BAD_BODIES = [
@@ -195,6 +210,9 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"models": {"a": {"engine": "vllm", "path": "x", "options": {"method": "ar", "window": 3}}}}, "window"),
     ({"models": {"a": {"engine": "vllm", "path": "x", "options": {"method": "ar"}, "precision": "bf16"}}}, "precision"),
     ({"models": {"a": MODEL | {"replicas": 0}}}, "replicas"),
+    ({"models": {"a": MODEL | {"replicas": {"min_replicas": 5}}}}, "min_replicas=5 is more than max_replicas=4"),
+    ({"models": {"a": MODEL | {"replicas": {"most": 5}}}}, "most"),
+    ({"models": {"a": MODEL | {"max_queue": 0}}}, "max_queue"),
     ({"models": {"a": MODEL | {"options": {"windw": 3}}}}, "windw"),
     ({"models": {"a": MODEL}, "limts": {}}, "limts"),
 ]

@@ -76,6 +76,10 @@ def ask(page: Any, prompt: str = PROMPT, tokens: int = TOKENS) -> None:
     page.wait_for_selector('#race[data-state="done"]')
 
 
+def show_pass(page: Any, number: int) -> None:
+    page.evaluate(f"const p = document.querySelector('#pass'); p.value = {number}; p.dispatchEvent(new Event('input'))")
+
+
 def figure(page: Any, lane: str, name: str) -> float:
     return float(page.inner_text(f'[data-lane="{lane}"] [data-figure="{name}"]'))
 
@@ -105,7 +109,7 @@ def test_the_first_sight_is_an_example_that_goes_when_somebody_asks(page: Any, c
     assert text(page, "ar") == text(page, "jacobi") != ""
     assert figure(page, "jacobi", "tokens") == figure(page, "ar", "tokens") == figure(page, "ar", "passes")
     assert figure(page, "jacobi", "passes") < figure(page, "ar", "passes") / 2
-    page.evaluate("const p = document.querySelector('#pass'); p.value = 2; p.dispatchEvent(new Event('input'))")
+    show_pass(page, 2)
     guessed = page.locator('[data-lane="jacobi"] .guess').all_inner_texts()
     assert len(guessed) > 5
     assert page.locator('[data-lane="ar"] .guess').count() == 0
@@ -140,7 +144,7 @@ def test_a_step_has_one_colour_and_one_cell(page: Any) -> None:
 def test_the_slider_shows_earlier_passes(page: Any) -> None:
     ask(page)
     whole = text(page, "ar")
-    page.evaluate("const p = document.querySelector('#pass'); p.value = 5; p.dispatchEvent(new Event('input'))")
+    show_pass(page, 5)
     assert figure(page, "ar", "passes") == figure(page, "jacobi", "passes") == 5
     assert figure(page, "ar", "tokens") == 5 <= figure(page, "jacobi", "tokens")
     assert len(text(page, "ar")) < len(whole)
@@ -163,6 +167,31 @@ class Unhurried:
             async for chunk in chunks:
                 yield chunk
                 await asyncio.sleep(0.1)
+
+
+def test_live_guesses_are_shown_and_replayed(page: Any, complaints: list[str]) -> None:
+    guesses = page.locator('[data-lane="jacobi"] .guess')
+    page.evaluate(
+        """() => {
+            window.seen = 0;
+            const lane = document.querySelector('[data-lane="jacobi"] .guesses');
+            new MutationObserver(() => { window.seen = Math.max(window.seen, lane.children.length); })
+                .observe(lane, { childList: true });
+        }"""
+    )
+    ask(page)
+    assert page.evaluate("window.seen") == OPTIONS["window"] - 1  # a step that commits one token leaves so many
+    assert guesses.count() == 0  # nothing is guessed behind the end
+    assert page.is_visible("#guess-legend")
+    settled = 0
+    for passes in range(1, int(figure(page, "jacobi", "passes"))):
+        show_pass(page, passes)
+        step = page.locator('[data-lane="jacobi"] .step:not([hidden])').last
+        assert guesses.count() == OPTIONS["window"] - int(step.get_attribute("title").split()[0])
+        settled += page.locator('[data-lane="jacobi"] .guess.settled').count()
+    assert settled > 0
+    assert page.locator('[data-lane="ar"] .guess').count() == 0
+    assert complaints == []
 
 
 def test_stopping_keeps_what_came(browser: Any, replica: Replica) -> None:

@@ -2,36 +2,41 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from cllm.errors import InputError
+from cllm.report.served import Figures, OverheadDocument, Repeat, read_served
 from serving.load_test import Answer, Load
-from serving.overhead import Answers, Figures, Repeat, main, measure, read_model, summarise, table
+from serving.overhead import Answers, compare_delay, compare_speed, main, measure, read_model, table
 from tests.serving.running import model_entry
 
+
+def repeat(engine: tuple[float, float], http: tuple[float, float]) -> Repeat:
+    """Of tokens a second and seconds to the first token."""
+    ways = [Figures(tokens_per_s=speed, first_token_s=first) for speed, first in (engine, http)]
+    return Repeat(engine=ways[0], http=ways[1])
+
+
 REPEATS = [
-    Repeat(Figures(100.0, 0.010), Figures(90.0, 0.015)),
-    Repeat(Figures(200.0, 0.020), Figures(190.0, 0.028)),
-    Repeat(Figures(400.0, 0.040), Figures(320.0, 0.043)),
+    repeat((100.0, 0.010), (90.0, 0.015)),
+    repeat((200.0, 0.020), (190.0, 0.028)),
+    repeat((400.0, 0.040), (320.0, 0.043)),
 ]
 
 
 def test_quotients_and_differences_are_within_a_repeat() -> None:
-    found = summarise(REPEATS)
-    speed, first = found["tokens_per_s"], found["first_token_s"]
-    assert (speed["engine"], speed["http"]) == (200.0, 190.0)
-    shares = [speed[f"http_over_engine{end}"] for end in ("_min", "", "_max")]
-    assert shares == pytest.approx([0.8, 0.9, 0.95])  # not 190 / 200
-    assert (first["engine"], first["http"]) == (0.020, 0.028)
-    added = [first[f"http_minus_engine{end}"] for end in ("_min", "", "_max")]
+    speed, delay = compare_speed(REPEATS), compare_delay(REPEATS)
+    assert (speed.engine, speed.http) == (200.0, 190.0)
+    assert [speed.least, speed.http_against_engine, speed.most] == pytest.approx([0.8, 0.9, 0.95])  # not 190 / 200
+    assert (delay.engine, delay.http) == (0.020, 0.028)
+    added = [delay.least, delay.http_against_engine, delay.most]
     assert added == pytest.approx([0.003, 0.005, 0.008])  # not 0.028 - 0.020
 
 
 def test_the_table_says_the_same() -> None:
-    lines = table(summarise(REPEATS), 32).splitlines()
+    lines = table(compare_speed(REPEATS), compare_delay(REPEATS), 32).splitlines()
     assert "32 requests" in lines[1]
     assert lines[1].endswith("200.0     190.0  90.0% (80.0% to 95.0%)")
     assert lines[2].endswith("20.00     28.00  +5.00 (+3.00 to +8.00)")
@@ -62,11 +67,11 @@ def test_the_ways_take_turns_after_a_round_that_does_not_count() -> None:
     order = ["engine", "http", "http", "engine", "engine", "http"]
     assert log[4:] == [f"{name} {load}" for name in order for load in ("4x12", "1x3")]
     assert len(found) == 3
-    for repeat in found:
-        assert repeat.engine.tokens_per_s == pytest.approx(100.0)
-        assert repeat.http.tokens_per_s == pytest.approx(50.0)
-        assert repeat.engine.first_token_s == pytest.approx(0.2)  # the median, not the mean
-        assert repeat.http.first_token_s == pytest.approx(0.5)
+    for one in found:
+        assert one.engine.tokens_per_s == pytest.approx(100.0)
+        assert one.http.tokens_per_s == pytest.approx(50.0)
+        assert one.engine.first_token_s == pytest.approx(0.2)  # the median, not the mean
+        assert one.http.first_token_s == pytest.approx(0.5)
 
 
 def test_a_failed_request_leaves_no_figure() -> None:
@@ -129,13 +134,15 @@ def test_the_program(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureF
     counts = ["--concurrency", 3, "--requests", 6, "--lone-requests", 2, "--max-tokens", 20, "--repeats", 2]
     assert main([str(word) for word in [*words, *counts, "--output", output]]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    found: dict[str, Any] = json.loads(last)
-    assert found == json.loads(output.read_text())
-    assert (found["schema_version"], found["kind"], found["model"]) == (1, "overhead", "tiny")
-    assert str(tmp_path) not in json.dumps(found["settings"])
-    assert found["provenance"]["command"][0] == "serving/overhead.py"
-    repeats = [Repeat(Figures(**r["engine"]), Figures(**r["http"])) for r in found["repeats"]]
-    assert len(repeats) == 2
-    assert {key: found[key] for key in ("tokens_per_s", "first_token_s")} == summarise(repeats)
-    assert table(summarise(repeats), 3) in "\n".join(lines)
-    assert all(figure > 0 for repeat in found["repeats"] for way in repeat.values() for figure in way.values())
+    assert json.loads(last) == json.loads(output.read_text())
+    found = read_served(output)
+    assert isinstance(found, OverheadDocument)
+    assert (found.model, found.settings["concurrency"]) == ("tiny", 3)
+    assert str(tmp_path) not in json.dumps(found.settings)
+    assert found.provenance["command"][0] == "serving/overhead.py"
+    assert len(found.repeats) == 2
+    speed, delay = compare_speed(found.repeats), compare_delay(found.repeats)
+    assert (found.tokens_per_s, found.first_token_s) == (speed, delay)
+    assert table(speed, delay, 3) in "\n".join(lines)
+    ways = [way for one in found.repeats for way in (one.engine, one.http)]
+    assert all(way.tokens_per_s > 0 and way.first_token_s > 0 for way in ways)

@@ -1,11 +1,17 @@
-"""Small parts: the watchdog, per-key limits, merged streams, routing keys, the metrics page."""
+"""Small parts: the watchdog, per-key limits, merged streams, routing keys, the metrics page, a replica's end."""
 
 import asyncio
+import gc
+import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
+from cllm.engine.async_engine import EngineStoppedError
+from cllm.errors import InputError
 from serving.backend import prefix_key
+from serving.build import ServedReplica
 from serving.config import Keys
 from serving.errors import ApiError
 from serving.keys import Caller
@@ -13,6 +19,7 @@ from serving.merging import merge
 from serving.messages import Chat
 from serving.metrics_page import merge_pages
 from serving.watchdog import Watchdog
+from tests.serving.running import model_entry
 
 
 class Clock:
@@ -108,3 +115,23 @@ def test_pages_of_several_nodes_become_one() -> None:
     assert 'ray_cllm_batch_rows{replica="a"} 3.0' in merged
     assert 'ray_cllm_batch_rows{replica="b"} 3.0' in merged
     assert "ray_other" not in merged
+
+
+def test_serve_ends_the_engine_of_a_replica(model_folder: Path) -> None:
+    replica = ServedReplica("ends", model_entry(model_folder))
+    replica.check_health()
+    replica.__del__()  # as Serve does, once nothing is left to answer
+    with pytest.raises(EngineStoppedError, match="closed"):
+        replica.check_health()
+
+
+def test_a_replica_that_could_not_start_has_nothing_to_end(tmp_path: Path) -> None:
+    unraisable: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
+    try:
+        with pytest.raises(InputError):
+            ServedReplica("none", model_entry(tmp_path))
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert unraisable == []

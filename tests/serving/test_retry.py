@@ -2,23 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cllm.decoding.records import SamplingParams
-from serving.errors import ReplicaLostError
-from serving.messages import Backend, Chunk, GenerateRequest, Given
+from serving.errors import OverloadedError, ReplicaLostError
+from serving.messages import Chunk, GenerateRequest, Given, Responder
 from serving.replica import Replica
 from serving.retry import RetryingBackend
 from tests.serving.running import MODEL_NAME, model_entry
 
+PROMPT = "SELECT"  # by which some steps commit several tokens
+NOTHING = Given()
 SAMPLINGS = {
     "greedy": SamplingParams(),
     "sampled": SamplingParams(temperature=1.0, seed=7),
-    "stop": SamplingParams(temperature=1.0, seed=7, stop=("e", "never there")),
+    "stop": SamplingParams(temperature=1.0, seed=7, stop=("GP", "never there")),
     "frequency": SamplingParams(temperature=0.7, seed=1, frequency_penalty=1.5, presence_penalty=0.5),
     "repetition": SamplingParams(repetition_penalty=1.5, min_tokens=20),
+    "min_tokens": SamplingParams(temperature=1.0, seed=7, stop=("GP",), min_tokens=39),
     "logprobs": SamplingParams(logprobs=2),
 }
 
@@ -41,9 +45,29 @@ class LosingBackend:
             count += 1
 
 
-def collect(backend: Backend, sampling: SamplingParams, max_new_tokens: int = 40) -> list[Chunk]:
+class CrowdedBackend:
+    """A real replica that is lost after two chunks; whoever comes afterwards finds the queue full so many times."""
+
+    def __init__(self, replica: Replica, refusals: int) -> None:
+        self._replica = replica
+        self._refusals = refusals
+        self.asked: list[Given] = []
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.asked.append(request.given)
+        if 1 < len(self.asked) <= 1 + self._refusals:
+            raise OverloadedError("full")
+        count = 0
+        async for chunk in self._replica.generate(request):
+            if count == 2 and len(self.asked) == 1:
+                raise ReplicaLostError("lost")
+            yield chunk
+            count += 1
+
+
+def collect(backend: Responder, sampling: SamplingParams, given: Given = NOTHING) -> list[Chunk]:
     async def run() -> list[Chunk]:
-        request = GenerateRequest("r", "How many café", max_new_tokens, sampling, 0.0)
+        request = GenerateRequest("r", PROMPT, 40, sampling, 0.0, given)
         return [chunk async for chunk in backend.generate(request)]
 
     return asyncio.run(run())
@@ -64,16 +88,62 @@ def joined(chunks: list[Chunk]) -> tuple[object, ...]:
 def test_a_response_survives_many_losses(replica: Replica, name: str, chunks_each_time: int) -> None:
     sampling = SAMPLINGS[name]
     losing = LosingBackend(replica, chunks_each_time)
-    survived = collect(RetryingBackend(losing, attempts=2), sampling)
-    assert joined(survived) == joined(collect(replica, sampling))
+    survived = collect(RetryingBackend(losing, attempts=2, resume_s=60), sampling)
+    whole = collect(replica, sampling)
+    assert joined(survived) == joined(whole)
     assert len(losing.asked) > 1
+    assert name != "greedy" or max(len(chunk.token_ids) for chunk in whole) > 1
+
+
+def test_tokens_that_another_replica_rounded_differently_are_continued_under_penalties(replica: Replica) -> None:
+    sampling = SAMPLINGS["frequency"]
+    whole = collect(replica, sampling)
+    given = Given()
+    for chunk in whole[:10]:
+        given = given.plus(chunk)
+    foreign = replace(given, token_ids=(*given.token_ids[:-1], given.token_ids[-1] ^ 1))
+    for tokens, expected in ((given, joined(whole)[0]), (foreign, None)):
+        chunks = collect(replica, sampling, given=tokens)
+        behind = tuple(token for chunk in chunks for token in chunk.token_ids)
+        assert len(tokens.token_ids + behind) == 40
+        assert expected in (None, tokens.token_ids + behind)
 
 
 def test_it_gives_up_after_the_attempts(replica: Replica) -> None:
     losing = LosingBackend(replica, 0)
     with pytest.raises(ReplicaLostError):
-        collect(RetryingBackend(losing, attempts=3), SamplingParams())
+        collect(RetryingBackend(losing, attempts=3, resume_s=60), SamplingParams())
     assert len(losing.asked) == 3
+
+
+def test_a_response_that_has_begun_waits_for_room_in_a_full_queue(replica: Replica) -> None:
+    crowded = CrowdedBackend(replica, refusals=3)
+    survived = collect(RetryingBackend(crowded, attempts=2, resume_s=60), SamplingParams())
+    assert joined(survived) == joined(collect(replica, SamplingParams()))
+    assert len(crowded.asked) == 5  # refusals are no losses
+    assert len({len(given.token_ids) for given in crowded.asked[1:]}) == 1
+
+
+def test_it_waits_for_room_only_so_long(replica: Replica) -> None:
+    crowded = CrowdedBackend(replica, refusals=1000)
+    with pytest.raises(OverloadedError):
+        collect(RetryingBackend(crowded, attempts=2, resume_s=0.2), SamplingParams())
+    assert 3 <= len(crowded.asked) < 1000
+
+
+def test_a_full_queue_refuses_at_once_who_has_nothing_yet() -> None:
+    class Full:
+        asked = 0
+
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            self.asked += 1
+            raise OverloadedError("full")
+            yield
+
+    full = Full()
+    with pytest.raises(OverloadedError):
+        collect(RetryingBackend(full, attempts=3, resume_s=60), SamplingParams())
+    assert full.asked == 1
 
 
 def test_an_engine_that_stops_is_a_lost_replica(model_folder: Path, replica: Replica) -> None:
@@ -90,6 +160,6 @@ def test_an_engine_that_stops_is_a_lost_replica(model_folder: Path, replica: Rep
                 yield chunk
                 doomed.close()
 
-    assert joined(collect(RetryingBackend(Pair(), attempts=2), SamplingParams())) == joined(
+    assert joined(collect(RetryingBackend(Pair(), attempts=2, resume_s=60), SamplingParams())) == joined(
         collect(replica, SamplingParams())
     )

@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 from ray import serve
 
+from cllm.errors import InputError
 from serving.build import app
 from serving.replica import Replica
 from tests.serving.deployed import deployed, replica_pids
@@ -39,7 +40,7 @@ class Running:
 def running(model_folder: Path) -> Iterator[Running]:
     """The application on a Ray of its own."""
     tiny = model_entry(model_folder, replicas=2).model_dump()
-    small = model_entry(model_folder, max_queue=2, max_ongoing=2, routing="prefix").model_dump()
+    small = model_entry(model_folder, max_queue=2, max_ongoing=2).model_dump()
     args = {"models": {MODEL_NAME: tiny, SMALL: small}, "ingress": {"cpus": 0.1}}
     with deployed(args, APP_NAME) as url:
         yield Running(url, args)
@@ -80,6 +81,12 @@ def test_refusals_come_through(running: Running) -> None:
     assert post(tools=[1]).json()["error"]["code"] == "unsupported_parameter"
     answer = httpx.post(f"{running.url}/v1/completions", content=b"x" * (2 << 20))
     assert answer.status_code == 413
+
+
+def test_more_gpus_than_the_cluster_has_are_refused_at_once(running: Running) -> None:
+    models = {MODEL_NAME: running.args["models"][MODEL_NAME] | {"gpus": 1}}
+    with pytest.raises(InputError, match=r"need 2 GPUs \(tiny 1 x 2\), the cluster has 0"):
+        app(running.args | {"models": models})
 
 
 def test_a_request_id_comes_back_once(running: Running) -> None:
@@ -152,23 +159,27 @@ def test_metrics_of_the_replicas(running: Running) -> None:
         wait_until(shown(name))
 
 
-def test_a_rolling_update_fails_no_request(running: Running) -> None:
+def test_a_rolling_update_ends_no_stream(running: Running) -> None:
+    """With one attempt nothing is replayed, so a stream goes on only if its replica drains before it is replaced."""
     stop = threading.Event()
-    asked = {"model": MODEL_NAME, "prompt": "How many", "max_tokens": 40, "temperature": 0}
+    asked: dict[str, Any] = {"model": MODEL_NAME, "prompt": "How many", "temperature": 0, "stream": True, **LONG}
+
+    def stream() -> str:
+        return "".join(chunk.choices[0].text for chunk in running.client().completions.create(**asked))
 
     def ask() -> set[str]:
         texts = set()
         while not stop.is_set():
-            texts.add(running.client().completions.create(**asked).choices[0].text)
+            texts.add(stream())
         return texts
 
-    before = replicas()
-    changed = running.args | {
-        "models": running.args["models"] | {MODEL_NAME: running.args["models"][MODEL_NAME] | {"stall_s": 61.0}}
-    }
+    args = running.args | {"ingress": running.args["ingress"] | {"attempts": 1}}
+    serve.run(app(args), name=APP_NAME, route_prefix="/")
+    expected, before = stream(), replicas()
+    models = args["models"] | {MODEL_NAME: args["models"][MODEL_NAME] | {"stall_s": 61.0}}
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(ask) for _ in range(4)]
-        serve.run(app(changed), name=APP_NAME, route_prefix="/")
+        serve.run(app(args | {"models": models}), name=APP_NAME, route_prefix="/")
         wait_until(lambda: not set(before) & set(replicas()))
         stop.set()
-        assert len(set.union(*(answer.result() for answer in answers))) == 1
+        assert set.union(*(answer.result() for answer in answers)) == {expected}

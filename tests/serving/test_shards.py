@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,33 @@ def test_its_texts_are_those_of_one_process_and_a_dead_follower_fails_the_health
     follower.join()
     with pytest.raises(FollowerLostError, match="rank 1 of the engine has died"):
         sharded.check_health()
+
+
+def test_an_engine_that_stands_still_fails_the_health_check_until_it_goes_on(
+    model_folder: Path, replica: Replica
+) -> None:
+    """Its second process is stopped, not ended, so the first one waits for it in the middle of a step."""
+    stalling = Replica(SHARDED, model_entry(model_folder, shards=2, options=ADAPTIVE, stall_s=0.5))
+    chunks_of(stalling, PROMPTS[0], 4)
+    (follower,) = (psutil.Process(child.pid) for child in multiprocessing.active_children())
+
+    def is_stuck() -> bool:
+        try:
+            stalling.check_health()
+        except RuntimeError as error:
+            return "no step for a long time, and 1 requests wait" in str(error)
+        return False
+
+    follower.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(chunks_of, stalling, PROMPTS[0], 40)
+        try:
+            wait_until(is_stuck)
+        finally:
+            follower.resume()
+        assert text_of(answer.result()) == text_of(chunks_of(replica, PROMPTS[0], 40))
+    assert not is_stuck()
+    stalling.close()
 
 
 def test_a_model_that_cannot_be_divided_is_refused(model_folder: Path) -> None:

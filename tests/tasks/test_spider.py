@@ -44,11 +44,12 @@ TABLES = [
             [1, "Animal_ID"],
         ],
     }
-    for db_id in ("zoo", "lost")
+    for db_id in ("zoo", "lost", "music_2")
 ]
 COUNT = {"db_id": "zoo", "question": " How many animals? ", "query": "SELECT count(*) FROM Animal"}
 VISITS = {"db_id": "zoo", "question": "Which days?", "query": "SELECT T1.day FROM VISIT AS T1"}
 LOST = {"db_id": "lost", "question": "How many?", "query": "SELECT count(*) FROM Animal"}
+KNOWN = LOST | {"db_id": "music_2"}  # of which SpiderMan has no contents
 
 
 def synonym_row(row: dict[str, str]) -> dict[str, str]:
@@ -95,8 +96,32 @@ def test_unscorable_questions_leave_test_and_stay_in_train_unless_dropped(source
     assert [bool(e.context) for e in train] == [True, False, False]
     gold = [e.response for e in train]
     assert task.score(gold, gold, [e.context for e in train]) == [1.0, 0.0, 0.0]
-    _, kept = load(source, without_contents="drop")
+    dropping, kept = load(source, without_contents="drop")
     assert [e.response for e in kept if e.split == "train"] == [COUNT["query"]]
+    assert task.counts == dropping.counts == {"train_without_contents": 2, "test_without_contents": 1}
+    list(task.examples())
+    assert task.counts == dropping.counts  # not added up
+
+
+def test_a_test_question_on_a_missing_database_is_named(source: Path) -> None:
+    write_json(source / "dev.json.gz", [COUNT, LOST])
+    with pytest.raises(InputError) as error:
+        load(source)
+    lost = source / "databases" / "lost"
+    built = source.parent / "built" / "lost" / "lost.sqlite"
+    assert str(error.value) == f"{source / 'dev.json.gz'}:2: db_id lost: there is neither {lost} nor {built}"
+
+
+def test_questions_on_what_spiderman_lacks_leave_a_test_split_made_of_train_rows(source: Path) -> None:
+    rows = [synonym_row(KNOWN | {"question": f"Question {i}?"}) for i in range(40)]
+    write_json(source / "spider_syn" / "train_spider.json.gz", [*rows, synonym_row(COUNT)])
+    task, examples = load(source, held_out="questions")
+    assert task.counts.total() == 40
+    assert task.counts["test_without_contents"] == 41 - len(examples) > 0
+    lost = [synonym_row(LOST | {"question": f"Question {i}?"}) for i in range(40)]
+    write_json(source / "spider_syn" / "train_spider.json.gz", lost)
+    with pytest.raises(InputError, match="db_id lost: there is neither"):
+        load(source, held_out="questions")
 
 
 def test_contents_keep_nulls_empty_strings_and_types(source: Path, tmp_path: Path) -> None:
@@ -144,7 +169,7 @@ def test_official_layout_with_existing_databases(source: Path, tmp_path: Path) -
     build_database(source / "databases" / "zoo", tmp_path / "built" / "zoo" / "zoo.sqlite")
     official = tmp_path / "official"
     write_json(official / "train_spider.json", [COUNT])
-    write_json(official / "dev.json", [COUNT, VISITS, LOST])
+    write_json(official / "dev.json", [COUNT, VISITS])
     _, examples = load(official)  # without tables.json the schema comes from the database
     assert [e.split for e in examples] == ["train", "test", "test"]
     assert examples[0].turns[0].content.startswith("Animal ( Animal_ID , Name , Weight ) | visit (")

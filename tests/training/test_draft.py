@@ -43,10 +43,10 @@ def test_losses_and_gradients_equal_those_token_by_token():
     sums = objective(pack([documents[:2], documents[2:]], 16, PAD))
     expected = [sum(losses) for losses in zip(*(reference_losses(objective, d) for d in documents), strict=True)]
     torch.testing.assert_close(sums.ar, expected[0])
-    torch.testing.assert_close(sums.consistency, expected[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums.second, expected[1], rtol=1e-4, atol=1e-5)
     trained = [p for p in objective.parameters() if p.requires_grad]
     assert {id(p) for p in trained} == {id(p) for p in objective.model.parameters()}
-    packed, slow = (torch.autograd.grad(loss, trained) for loss in (sums.consistency, expected[1]))
+    packed, slow = (torch.autograd.grad(loss, trained) for loss in (sums.second, expected[1]))
     for a, b in zip(packed, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_a_draft_equal_to_its_teacher_has_nothing_to_learn():
     rows = pack([answered(model)[:3]], 96, PAD)
     for divergence in ("forward_kl", "reverse_kl", "jsd"):
         sums = DraftObjective(tiny_model(0), model, divergence)(rows)
-        torch.testing.assert_close(sums.consistency, torch.zeros(()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(sums.second, torch.zeros(()), rtol=0, atol=1e-5)
 
 
 def test_the_draft_comes_to_agree_with_a_teacher_that_does_not_change():
@@ -137,7 +137,7 @@ def test_two_sharded_workers_equal_one(tmp_path):
         for loss in losses:
             expected = alone.train_step()
             assert loss.ar == pytest.approx(expected.ar, rel=1e-3)
-            assert loss.consistency == pytest.approx(expected.consistency, rel=1e-3)
+            assert loss.second == pytest.approx(expected.second, rel=1e-3)
         whole = full_model_state(alone)
         assert state.keys() == whole.keys()
         for name, tensor in whole.items():

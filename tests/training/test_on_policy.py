@@ -2,18 +2,24 @@
 
 import random
 
+import pytest
 import torch
 
 from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import next_tokens
 from cllm.decoding.trajectories import Trajectory
+from cllm.recipe import OptimConfig
+from cllm.training.batches import RowStream
 from cllm.training.documents import Document, Span
-from cllm.training.forward import PackedObjective
+from cllm.training.forward import PackedObjective, document_losses
 from cllm.training.on_policy import Refiner
 from cllm.training.packing import assign_rows, pack
 from cllm.training.sources import WindowGuess, draw_guessed_spans
+from cllm.training.trainer import Trainer
+from cllm.training.worker import Worker
 from tests.fakes import EOS, PAD, tiny_model
+from tests.training.baselines import Fixed
 
 N = 5
 
@@ -51,7 +57,7 @@ def test_refinement_passes_leave_the_gradient_of_mixed_precision_alone():
             for _ in range(passes):
                 Refiner(2, WindowGuess("pad", N, PAD), 0).advance(objective, [documents], packed)
             sums = objective(packed)
-        (sums.ar + sums.consistency).backward()
+        (sums.ar + sums.second).backward()
         gradients.append({name: p.grad for name, p in objective.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
@@ -79,4 +85,31 @@ def test_the_number_of_iterations_covers_its_range_and_repeats():
     drawn = [refiner.iterations_at(step) for step in range(100)]
     assert set(drawn) == {0, 1, 2}
     assert drawn == [refiner.iterations_at(step) for step in range(100)]
-    assert torch.is_inference_mode_enabled() is False
+    assert drawn != [Refiner(2, WindowGuess("pad", N, PAD), 8).iterations_at(step) for step in range(100)]
+
+
+def test_validation_is_the_mean_over_all_numbers_of_iterations():
+    """Of the loss that training would see, whose divisor is the number of tokens before the refinement."""
+    model, guess = tiny_model(5), WindowGuess("pad", N, PAD)
+    rows = [[Document((2, 3 + i), (4, 5 + i, 6, 7, EOS), (Span(0, (PAD,) * N), Span(2, (9, 8))))] for i in range(4)]
+    trainer = Trainer(
+        PackedObjective(model, "forward_kl"),
+        RowStream(Fixed(rows[0]), 32, seed=0),
+        OptimConfig(steps=1, learning_rate=1e-3, row_tokens=32),
+        ar_weight=1.0,
+        dtype=torch.float32,
+        pad_id=PAD,
+        worker=Worker(device=torch.device("cpu")),
+        refiner=Refiner(2, guess, 0),
+    )
+    ar, consistency = trainer.validate(rows)
+    sums, drawn = torch.zeros(2), rows
+    with torch.no_grad():
+        for _ in range(3):
+            sums += sum(document_losses(model, d, "forward_kl").stacked for row in drawn for d in row)
+            drawn = trainer.refiner.advance(trainer.objective, drawn, pack(drawn, 32, PAD))
+    assert ar == pytest.approx(float(sums[0]) / 3 / (4 * 5), rel=1e-4)
+    assert consistency == pytest.approx(float(sums[1]) / 3 / (4 * (N + 2)), rel=1e-4)
+    plain = Refiner(0, guess, 0)
+    trainer.refiner = plain
+    assert trainer.validate(rows)[1] != pytest.approx(consistency)

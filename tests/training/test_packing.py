@@ -50,19 +50,19 @@ def test_packed_equals_per_document(family, config):
     assigned = assign_rows([d.num_tokens for d in documents], 128)
     packed = pack([[documents[i] for i in row] for row in assigned], 128, PAD)
     sums = packed_losses(fast, packed, config.divergence)
-    (10 * sums.ar + sums.consistency).backward()
+    (10 * sums.ar + sums.second).backward()
 
     total_ar = total_consistency = torch.zeros(())
     for document in documents:
         part = document_losses(slow, document, config.divergence)
-        if (loss := 10 * part.ar + part.consistency).requires_grad:  # the last document has no labels at all
+        if (loss := 10 * part.ar + part.second).requires_grad:  # the last document has no labels at all
             loss.backward()
-        total_ar, total_consistency = total_ar + part.ar.detach(), total_consistency + part.consistency.detach()
+        total_ar, total_consistency = total_ar + part.ar.detach(), total_consistency + part.second.detach()
 
     assert sums.num_ar == sum(d.num_ar_labels for d in documents)
-    assert sums.num_consistency == sum(d.num_consistency_labels for d in documents)
+    assert sums.num_second == sum(d.num_consistency_labels for d in documents)
     torch.testing.assert_close(sums.ar.detach(), total_ar, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sums.consistency.detach(), total_consistency, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums.second.detach(), total_consistency, rtol=1e-4, atol=1e-4)
     assert total_consistency > 1
     for (name, a), (_, b) in zip(fast.named_parameters(), slow.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
@@ -150,7 +150,7 @@ def test_spans_leave_out_what_teaches_nothing():
 def test_first_fit_loses_only_what_does_not_fit():
     rng = random.Random(1)
     lengths = [rng.randint(1, 140) for _ in range(3000)]
-    rows = assign_rows(lengths, 128)
+    rows = list(assign_rows(lengths, 128))
     used = sorted(i for row in rows for i in row)
     assert used == [i for i, length in enumerate(lengths) if length <= 128]
     assert all(sum(lengths[i] for i in row) <= 128 for row in rows)

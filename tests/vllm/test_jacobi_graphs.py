@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 from vllm.config.compilation import CUDAGraphMode
 
-from cllm.vllm.jacobi_worker import WindowGraphs
+from cllm.vllm.jacobi_graphs import WindowGraphs
 from cllm.vllm.window import window_widths
 
 WINDOW, MAX_ROWS = 16, 128

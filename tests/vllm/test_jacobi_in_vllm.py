@@ -1,4 +1,7 @@
-"""Jacobi decoding inside real vLLM: its model runner V2, scheduler and our worker, on the CPU (see `interpreted`)."""
+"""Jacobi decoding inside real vLLM: its model runner V2, scheduler and our worker, on the CPU (see `interpreted`).
+
+One start of the engine runs with every `make test`; the others are slow.
+"""
 
 import json
 import os
@@ -15,11 +18,13 @@ from transformers import PreTrainedModel
 
 from cllm.decoding.guess import Guesser
 from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.models import load_tokenizer
+from cllm.tasks.tokenizer import train_tokenizer
+from cllm.vllm.window import window_widths
 from tests.fakes import FAMILIES, tiny_model
-from tests.vllm.making import PROMPTS, VOCAB, greedy
+from tests.vllm.making import PROMPTS, greedy
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
-pytestmark = pytest.mark.slow
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 ROOT = Path(__file__).resolve().parents[2]
 Request = tuple[tuple[int, ...], int, Mapping[str, object]]  # prompt, tokens to add, sampling
@@ -28,9 +33,11 @@ GREEDY = {"ignore_eos": True}
 
 
 def repeating_model(folder: Path, family: str = "llama") -> PreTrainedModel:
-    """Small weights: its answers repeat themselves, so that guesses hold now and then."""
-    model = tiny_model(0, family=family, vocab_size=VOCAB, hidden=128, scale=0.05)
+    """Small weights: its answers repeat themselves, so that guesses hold now and then. Grammars need the tokenizer."""
+    tokenizer = train_tokenizer(("ab", "ba") * 4, 300)
+    model = tiny_model(0, family=family, vocab_size=len(tokenizer), hidden=128, scale=0.05)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return model
 
 
@@ -46,7 +53,7 @@ def run(
     requests: Sequence[Request],
     *,
     more: Mapping[str, object] | None = None,
-    generate: bool = False,
+    bound: tuple[str, Sequence[Sequence[int]]] | None = None,
     **settings: object,
 ) -> dict[str, Any]:
     """Decode in a process of its own."""
@@ -59,9 +66,9 @@ def run(
         "max_rows": 4,
         "cache_bytes": 64 << 20,
         "cuda_graphs": False,
-        "tokenizer": False,
+        "tokenizer": bound is not None,
     }
-    job = {"config": config | settings, "more": dict(more or {}), "requests": requests, "generate": generate}
+    job = {"config": config | settings, "more": dict(more or {}), "requests": requests, "bound": bound}
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "tests.vllm.interpreted", str(tmp_path / "job.json")]
     done = subprocess.run(
@@ -100,17 +107,26 @@ def expected_steps(model: PreTrainedModel, prompt: tuple[int, ...], count: int, 
 
 
 def test_every_step_is_that_of_sliding_jacobi_decoding(target: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    """The same answers by vLLM's own `generate`; and rows with a grammar beside them, which keep to it."""
     requests: list[Request] = [(prompt, COUNT, {**GREEDY, "seed": seed}) for seed, prompt in enumerate(PROMPTS)]
-    result = run(target[0], tmp_path, requests, jacobi={"policy": "fixed"}, generate=True)
+    # one token is allowed everywhere, and the guesses, which are tokens of the prompt, are that token: they would hold
+    a_token = load_tokenizer(str(target[0])).convert_tokens_to_ids("a")
+    bound = "a{12}", [(a_token,) * 5]
+    result = run(target[0], tmp_path, requests, jacobi={"policy": "fixed"}, bound=bound, max_rows=8)
     wanted = [expected_steps(target[1], prompt, COUNT, seed) for seed, prompt in enumerate(PROMPTS)]
     assert result["steps"] == wanted
-    assert [tuple(answer) for answer in result["answers"]] == answers(result)
+    assert set(result["windows"]) == {1, GUESSES + 1}  # the prompts' step has no guesses
     stats = result["stats"]
     assert (stats["runner"], stats["guesses"]) == ("V2", GUESSES)
     assert stats["guesses_steps"] == sum(len(row) - 1 for row in wanted)
     assert stats["tokens_per_step"] > 1.2, "no guess ever held: the test shows nothing"
 
+    *own, kept = result["answers"]
+    assert [tuple(answer["tokens"]) for answer in own] == answers(result)
+    assert (kept["text"], kept["reason"]) == ("a" * 12, "stop")
 
+
+@pytest.mark.slow
 @pytest.mark.parametrize("guess", ["prompt", "pad", "ngram"])
 def test_chunked_prompts_waiting_rows_and_any_guess_give_the_greedy_answer(
     target: tuple[Path, PreTrainedModel], tmp_path: Path, guess: str
@@ -118,20 +134,38 @@ def test_chunked_prompts_waiting_rows_and_any_guess_give_the_greedy_answer(
     """Two rows at a time and 16 tokens a step: prompts are read in pieces, the window narrows near the budget."""
     requests: list[Request] = [(prompt, COUNT + 5 * i, GREEDY) for i, prompt in enumerate(PROMPTS)]
     more = {"max_num_batched_tokens": 16}
-    result = run(target[0], tmp_path, requests, more=more, max_rows=2, jacobi={"guess": guess, "pad_id": 3})
+    jacobi = {"guess": guess, "pad_id": 3, "policy": "fixed"}
+    result = run(target[0], tmp_path, requests, more=more, max_rows=2, jacobi=jacobi)
     wanted = [greedy(target[1], DecodeRequest(prompt, n, SamplingParams())) for prompt, n, _ in requests]
     assert answers(result) == wanted
     assert result["stats"]["tokens_per_step"] > 1
 
 
+@pytest.mark.slow
+def test_the_window_follows_step_times_that_were_measured(target: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    requests: list[Request] = [(prompt, COUNT, GREEDY) for prompt in PROMPTS]
+    result = run(target[0], tmp_path, requests)
+    wanted = [greedy(target[1], DecodeRequest(prompt, n, SamplingParams())) for prompt, n, _ in requests]
+    assert answers(result) == wanted
+    costs = result["costs"]
+    assert (len(costs), len(costs[0])) == (3, 4)  # 1, 2 and 4 rows; windows of 1, 2, 4 and 8
+    assert costs[-1][-1] > costs[0][0] > 0
+    assert set(result["windows"]) <= set(window_widths(GUESSES + 1))
+    for step, window in enumerate(result["windows"]):
+        assert all(len(row[step]) <= window for row in result["steps"] if step < len(row))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"llama"}))
 def test_other_architectures(family: str, tmp_path: Path) -> None:
     model = repeating_model(tmp_path / "target", family)
     requests: list[Request] = [(prompt, COUNT, GREEDY) for prompt in PROMPTS[:2]]
-    result = run(tmp_path / "target", tmp_path, requests)
+    result = run(tmp_path / "target", tmp_path, requests, jacobi={"policy": "fixed"})
     assert answers(result) == [greedy(model, DecodeRequest(p, n, SamplingParams())) for p, n, _ in requests]
+    assert result["stats"]["tokens_per_step"] > 1
 
 
+@pytest.mark.slow
 def test_sampled_requests_get_the_tokens_that_ar_draws_with_their_seed(
     target: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
@@ -139,12 +173,13 @@ def test_sampled_requests_get_the_tokens_that_ar_draws_with_their_seed(
         (PROMPTS[0], COUNT, {**GREEDY, "temperature": 1.0, "seed": 1}),
         (PROMPTS[1], COUNT, {**GREEDY, "temperature": 0.5, "seed": 2, "min_p": 0.05}),
         (PROMPTS[2], COUNT, {**GREEDY, "temperature": 0.7, "seed": 3, "repetition_penalty": 1.3, "min_tokens": 4}),
-        (PROMPTS[3], COUNT, GREEDY),
+        (PROMPTS[3], COUNT, {**GREEDY, "temperature": 0.05, "seed": 4}),
     ]
     # the other noise calls a CUDA library, which the interpreter cannot; nor can it run the kernel of top-k and top-p
     more = {"use_fp64_gumbel": True}
-    jacobi = run(target[0], tmp_path, requests, more=more)
+    jacobi = run(target[0], tmp_path, requests, more=more, jacobi={"policy": "fixed"})
     ar = run(target[0], tmp_path, requests, more=more, method="ar")
     assert answers(jacobi) == answers(ar)
+    assert jacobi["stats"]["tokens_per_step"] > 1
     assert all(len(step) == 1 for row in ar["steps"] for step in row)
     assert len(set(answers(ar))) == len(requests)

@@ -1,20 +1,26 @@
-"""vLLM's methods through the Backend interface, with real vLLM on the CPU."""
+"""vLLM's methods through the `Backend` contract, beside our engine, with real vLLM on the CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
 
+from cllm.decoding.backend import Backend, RequestFailedError, stream
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.errors import InputError
-from cllm.vllm.backend import Backend, EngineBackend
+from cllm.evaluation.decode import Engines, Method, decode, methods, open_engine
+from cllm.evaluation.subject import Subject
+from cllm.recipe import EvaluateConfig
 from cllm.vllm.config import PeerConfig
 from cllm.vllm.llm import VllmBackend
 from tests.engine.making import make_engine
+from tests.evaluation.runs import make_prompt
+from tests.fakes import EOS, PAD
 from tests.vllm.making import PROMPTS, greedy, make_eagle3, make_medusa, make_model, requests, vllm_in_process
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 GUESSES = 3
 
@@ -57,8 +63,8 @@ def test_ar_equals_transformers_at_once_and_streamed(
     config = backend.llm.llm_engine.vllm_config  # type: ignore[union-attr]
     assert stats.scheduling == ("async" if config.scheduler_config.async_scheduling else "sync")
 
-    next(backend.stream(requests()))  # closed at once: nothing of it may be left
-    commits = [commit for step in backend.stream(requests()) for commit in step]
+    next(stream(backend, requests()))  # closed at once: nothing of it may be left
+    commits = [commit for step in stream(backend, requests()) for commit in step]
     for row, tokens in enumerate(expected):
         own = [commit for commit in commits if commit.row == row]
         assert [commit.token_ids for commit in own] == [(token,) for token in tokens]
@@ -122,16 +128,86 @@ def test_jacobi_on_the_other_model_runner_is_refused(target: tuple[Path, PreTrai
         open_backend(target[0], "jacobi")
 
 
-def test_engine_and_vllm_are_interchangeable(
-    target: tuple[Path, PreTrainedModel], expected: list[tuple[int, ...]]
-) -> None:
-    backend: Backend = EngineBackend(make_engine(target[1], window=4))
-    results = backend.generate(requests())
+def test_an_answer_that_vllm_gave_up_is_no_answer(target: tuple[Path, PreTrainedModel]) -> None:
+    """vLLM ends answers that repeat themselves, if it is asked to: a reason that is neither stop nor length."""
+    from vllm import SamplingParams as VllmParams
+    from vllm.inputs import TokensPrompt
+    from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
+
+    backend = open_backend(target[0], "ar")
+    kept = backend.add(DecodeRequest(PROMPTS[0], 6, SamplingParams(ignore_eos=True)))
+    lost = backend.add(DecodeRequest(PROMPTS[1], 1))
+    backend.abort(lost)
+    repeats = RepetitionDetectionParams(max_pattern_size=1, min_pattern_size=1, min_count=3)
+    forced = {"allowed_token_ids": [9], "ignore_eos": True, "max_tokens": 20}
+    params = VllmParams(**forced, repetition_detection=repeats, output_kind=RequestOutputKind.DELTA)
+    backend.llm.llm_engine.add_request(f"stream-{lost}", TokensPrompt(prompt_token_ids=[3, 4]), params)  # type: ignore[union-attr]
+
+    tokens, failures = 0, []
+    while backend.num_unfinished:
+        try:
+            commits = backend.step()
+        except RequestFailedError as error:
+            failures.append((error.key, str(error)))
+            commits = error.commits
+        tokens += sum(len(commit.token_ids) for commit in commits if commit.row == kept)
+    assert failures == [(lost, "the engine gave up a request: vLLM says repetition")]
+    assert tokens == 6
+    backend.close()
+
+
+@pytest.fixture(params=["our engine", "vllm"])
+def either(request: pytest.FixtureRequest, target: tuple[Path, PreTrainedModel]) -> Iterator[Backend]:
+    """The same model, by methods that guess."""
+    vllm = request.param == "vllm"
+    backend = open_backend(target[0], "ngram", ngram_min=1) if vllm else make_engine(target[1], window=1 + GUESSES)
+    yield backend
+    backend.close()
+
+
+def test_engine_and_vllm_are_interchangeable(either: Backend, expected: list[tuple[int, ...]]) -> None:
+    before = either.stats()
+    results = either.generate(requests())
     assert [result.token_ids for result in results] == expected
-    stats = backend.stats()
+    stats = either.stats().since(before)
+    assert stats.guesses == GUESSES
     assert stats.acceptance is not None
     committed = sum(len(result.token_ids) for result in results)
     # a row's last step may commit fewer tokens than its guesses would have given
-    assert committed <= stats.acceptance.steps + stats.acceptance.accepted + len(results) * 3
-    assert sum(result.num_forwards or 0 for result in results) == stats.acceptance.steps
-    backend.close()
+    assert committed <= sum(result.num_forwards for result in results) + stats.acceptance.accepted
+    assert stats.acceptance.accepted >= sum(max(0, n - 1) for r in results for n in r.accepted)
+    assert stats.as_row()["tokens_per_step"] == stats.acceptance.tokens_per_step
+
+    first, second = (either.add(request) for request in requests()[:2])
+    commits = either.step()
+    either.abort(first)
+    assert either.num_unfinished == 1
+    while either.num_unfinished:
+        commits += either.step()
+    assert sum((commit.token_ids for commit in commits if commit.row == second), ()) == expected[1]
+    either.check()
+    with pytest.raises(InputError, match="token 1000000 is not in the vocabulary"):
+        either.add(DecodeRequest((10**6,), 4))
+    with pytest.raises(InputError, match="max_new_tokens=500"):
+        either.add(DecodeRequest((3,), 500))
+
+
+def test_evaluation_decodes_with_vllm_as_with_our_engine(
+    target: tuple[Path, PreTrainedModel], expected: list[tuple[int, ...]]
+) -> None:
+    config = EvaluateConfig(max_new_tokens=len(expected[0]), block_size=1 + GUESSES)
+    prompts = [make_prompt(number, ids, (EOS,)) for number, ids in enumerate(PROMPTS)]
+    subject = Subject(target[1], (EOS,), PAD)
+    wanted = [tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens for tokens in expected]
+    ar, _, jacobi = methods(config.block_size)
+
+    def open_vllm(method: Method, subject: Subject, config: EvaluateConfig, **room: Any) -> Backend:
+        return open_backend(target[0], "ar" if method.block_size == 1 else "ngram", max_rows=room["rows"])
+
+    for method in (ar, jacobi):
+        for opens in (open_engine, open_vllm):
+            engines = Engines(subject, config, prompts, rows=4, record=False, opens=opens)
+            results = decode(engines[method], prompts, config)
+            assert [result.token_ids for result in results] == wanted
+            assert [sum(result.accepted) for result in results] == [len(tokens) for tokens in wanted]
+            engines[method].close()

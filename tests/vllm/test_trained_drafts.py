@@ -15,7 +15,7 @@ from tests.training.baselines import answered, make_trainer, train
 from tests.vllm.making import HIDDEN, PROMPTS, VOCAB, make_medusa, make_model, requests
 from tests.vllm.test_peers import GUESSES, _in_process, answers, open_backend  # noqa: F401 (the fixture acts by itself)
 
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install cllm[cpu]")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e .[cpu]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
-@triton.jit(do_not_specialize=["width", "num_splits", "table_stride"])
+@triton.jit(do_not_specialize=["width", "mask_stride", "num_splits", "table_stride"])
 def paged_attention_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -25,11 +25,13 @@ def paged_attention_kernel(
     out_ptr: tl.tensor,
     starts_ptr: tl.tensor,
     tables_ptr: tl.tensor,
+    mask_ptr: tl.tensor,
     partial_ptr: tl.tensor,
     stats_ptr: tl.tensor,
     arrivals_ptr: tl.tensor,
     scale: tl.tensor,
     width: tl.tensor,
+    mask_stride: tl.tensor,
     num_splits: tl.tensor,
     table_stride: tl.tensor,
     token_stride: tl.tensor,
@@ -45,6 +47,7 @@ def paged_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     MERGE_STAGES: tl.constexpr,
+    MASKED: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
     """Grid (tiles * num_splits, key-value heads, rows).
@@ -54,12 +57,14 @@ def paged_attention_kernel(
         k_ptr, v_ptr: pages [N, S, K, D], strides `block_stride`, `slot_stride` and `head_stride`.
         out_ptr: contiguous [T, H, D].
         starts_ptr, tables_ptr: int32 [B] and [B, M], as in `Windows`.
+        mask_ptr: int64 [W, X] with row stride `mask_stride`, as in `WindowMask`; read with MASKED only.
         partial_ptr: float32 scratch [tiles of all heads and rows, num_splits, BLOCK_M, HEAD_SIZE].
         stats_ptr: float32 scratch [tiles of all heads and rows, num_splits, 2, BLOCK_M].
         arrivals_ptr: int32 [tiles of all heads and rows], zero before and after the launch. Like the scratch it is not
             touched with `num_splits` 1.
         scale: softmax scale times log2(e), because the kernel works with powers of two.
         SPLIT_KEYS: a tile's keys are not shared out into parts smaller than this.
+        MASKED: within the window the mask says who sees whom; otherwise attention is causal.
         MERGE_STAGES: one more than the partial results that are on their way while another is merged.
         PDL: programmatic dependent launch: start while the kernel before this one ends, and let the next one do so.
     """
@@ -75,7 +80,8 @@ def paged_attention_kernel(
     used_M = rows_M < width * GROUP
     tokens_M = tl.minimum(rows_M // GROUP, width - 1)
     start = tl.load(starts_ptr + row)
-    num_keys = start + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, width - 1) + 1
+    last = width - 1 if MASKED else tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, width - 1)
+    num_keys = start + last + 1
 
     working = tl.minimum(num_splits, tl.cdiv(num_keys, SPLIT_KEYS))
     split_keys = tl.cdiv(tl.cdiv(num_keys, working), BLOCK_N) * BLOCK_N
@@ -91,7 +97,10 @@ def paged_attention_kernel(
     table_ptr = tables_ptr + row.to(tl.int64) * table_stride
     max_M, sum_M, acc_MD = _attend(
         q_MD,
-        start + tokens_M,
+        start,
+        tokens_M,
+        mask_ptr,
+        mask_stride,
         k_ptr + head * head_stride,
         v_ptr + head * head_stride,
         table_ptr,
@@ -105,6 +114,7 @@ def paged_attention_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_D,
+        MASKED,
     )
 
     num_heads = tl.num_programs(1) * GROUP
@@ -135,7 +145,10 @@ def paged_attention_kernel(
 @triton.jit
 def _attend(
     q_MD: tl.tensor,
-    positions_M: tl.tensor,
+    start: tl.tensor,
+    tokens_M: tl.tensor,
+    mask_ptr: tl.tensor,
+    mask_stride: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
     table_ptr: tl.tensor,
@@ -149,6 +162,7 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Of the keys `begin` to `end`: the largest score, and relative to it the sums of weights and weighted values."""
     dims_D = tl.arange(0, BLOCK_D)
@@ -163,8 +177,19 @@ def _attend(
         offsets_ND = (blocks_N * block_stride + keys_N % BLOCK_TOKENS * slot_stride)[:, None] + dims_D[None, :]
         k_ND = tl.load(k_ptr + offsets_ND, mask=mask_ND, other=0.0)
         scores_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale
-        # Only the last part of a tile's keys may end inside a step, and no row sees a key from that end on.
-        scores_MN = tl.where(keys_N[None, :] <= positions_M[:, None], scores_MN, float("-inf"))
+        if MASKED:
+            # Bits `first - start + 64` and on of each token's mask; in front of them there are only ones.
+            bit = tl.maximum(first - start + 64, 0)
+            shift = (bit % 64).to(tl.uint64)
+            words_M = mask_ptr + tokens_M * mask_stride + bit // 64
+            low_M = tl.load(words_M).to(tl.uint64, bitcast=True) >> shift
+            high_M = tl.load(words_M + 1).to(tl.uint64, bitcast=True) << 1 << (63 - shift)
+            places_N = tl.arange(0, BLOCK_N).to(tl.uint64)
+            seen_MN = (((low_M | high_M)[:, None] >> places_N[None, :]) & 1) != 0
+        else:
+            # Only the last part of a tile's keys may end inside a step, and no row sees a key from that end on.
+            seen_MN = keys_N[None, :] <= (start + tokens_M)[:, None]
+        scores_MN = tl.where(seen_MN, scores_MN, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(scores_MN, 1))
         # A row that has seen no key yet has maximum -inf, and -inf - -inf would be NaN.
         shift_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)

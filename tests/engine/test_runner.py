@@ -1,0 +1,109 @@
+"""What the runner asks of the model: tables as wide as windows, and step times that leave no trace."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cllm.decoding.records import DecodeRequest, SamplingParams
+from cllm.decoding.reference import autoregressive
+from cllm.engine.attention import Attention, TorchAttention, Windows
+from cllm.engine.config import EngineConfig
+from cllm.engine.jacobi import time_steps
+from cllm.engine.load import build_engine
+from cllm.engine.ops import Pages
+from cllm.engine.policy import AdaptiveWindow
+from cllm.engine.state import DeviceState
+from cllm.engine.weights import model_from_transformers
+from tests.engine.making import check_books, make_engine
+from tests.fakes import EOS, PAD, tiny_model
+
+CPU = torch.device("cpu")
+needs_interpreter = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or torch.cuda.is_available(), reason="needs Triton's interpreter"
+)
+
+
+@dataclass
+class Watched:
+    """Another attention, and how far windows have reached behind the tables: kernels would read what lies there."""
+
+    inner: Attention
+    num_layers_prepared = 0
+    widest = 0
+
+    def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> Windows:
+        self.num_layers_prepared += 1
+        return self.inner.prepare(windows, num_heads, pages)
+
+    def __call__(self, q_THD: torch.Tensor, pages: Pages, windows: Windows) -> torch.Tensor:
+        room = windows.tables_BM.shape[1] * pages.keys_NSKD.shape[1]
+        assert int(windows.starts_B.max()) + windows.width <= room, "a window reaches behind its table"
+        self.widest = max(self.widest, windows.width)
+        return self.inner(q_THD, pages, windows)
+
+
+@pytest.mark.parametrize("kernel", ["torch", pytest.param("triton", marks=needs_interpreter)])
+def test_padding_behind_a_late_chunk_has_a_place_in_the_table(kernel):
+    """A prompt whose beginning is known is read from far behind, together with a longer piece of a new one."""
+    model = tiny_model(3)
+    inner: Attention = TorchAttention()
+    if kernel == "triton":
+        from cllm.engine.triton_attention import TritonAttention
+
+        inner = TritonAttention(CPU)
+    watched = Watched(inner)
+    engine = make_engine(model, window=2, prefill_tokens=96, attention=watched)
+    long, new = tuple(3 + i % 19 for i in range(90)), tuple(4 + i % 17 for i in range(40))
+    engine.generate([DecodeRequest(long[:61], 1)])
+    requests = [DecodeRequest(long, 5), DecodeRequest(new, 5)]
+    results = engine.generate(requests)
+    assert watched.widest == 64  # the first piece; then 48 for a piece that starts at 60, of 96 + 4 places
+    assert [list(result.token_ids) for result in results] == [autoregressive(model, r, [EOS]) for r in requests]
+    check_books(engine)
+
+
+def test_attention_is_prepared_once_a_forward_for_all_layers():
+    watched = Watched(TorchAttention())
+    engine = make_engine(tiny_model(3, layers=3), window=2, attention=watched)
+    (result,) = engine.generate([DecodeRequest((3, 4, 5), 6)])
+    assert watched.num_layers_prepared == result.num_forwards + 1  # and one for the prompt
+
+
+def test_rows_of_a_rehearsal_share_no_block():
+    state = DeviceState(num_rows=4, max_tokens=40, margin=4, block_tokens=4, fill_id=0, device=CPU)
+    state.rehearse(3, context=10, width=4, num_blocks=50)
+    blocks = state.tables_RM[:3, :4].flatten().tolist()
+    assert len(set(blocks)) == 12
+    assert 0 not in blocks
+    assert state.length_R.tolist() == state.limit_R.tolist() == [10, 10, 10, 1, 1]
+    state.rehearse(3, context=10, width=4, num_blocks=5)  # fewer than needed: all of them, but the null block
+    assert set(state.tables_RM[:3, :4].flatten().tolist()) == {1, 2, 3, 4}
+    state.reset()
+    assert not state.tables_RM.any()
+    assert state.length_R.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.9)])
+def test_step_times_are_taken_before_any_request_and_leave_no_trace(sampling):
+    model = tiny_model(3)
+    engine = make_engine(model, window=4)
+    table = time_steps(engine.runner, [1, 4], [1, 2, 4], 30, sampling)
+    assert (table.milliseconds > 0).all()
+    check_books(engine)
+    requests = [DecodeRequest((3 + i, 4), 20) for i in range(6)]
+    results = engine.generate(requests)
+    assert [list(result.token_ids) for result in results] == [autoregressive(model, r, [EOS]) for r in requests]
+
+
+def test_an_adaptive_engine_knows_what_other_draws_cost():
+    model = tiny_model(3)
+    config = EngineConfig(window=4, policy="adaptive", max_rows=2, max_tokens=64, block_tokens=4)
+    engine = build_engine(model_from_transformers(model), config, eos_ids=[EOS], pad_id=PAD)
+    assert isinstance(engine.policy, AdaptiveWindow)
+    assert set(engine.policy._others) == {"drawn", "adjusted"}
+    requests = [DecodeRequest((3 + i, 4), 30, SamplingParams(temperature=float(i % 2), seed=i)) for i in range(5)]
+    results = engine.generate(requests)
+    assert [list(result.token_ids) for result in results] == [autoregressive(model, r, [EOS]) for r in requests]
+    assert engine.policy._greedy._seen_at.keys() | engine.policy._others["drawn"]._seen_at.keys()
