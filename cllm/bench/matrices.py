@@ -18,6 +18,7 @@ from cllm.evaluation.corpora import CorpusConfig
 from cllm.tasks.humaneval import HumanEvalConfig
 from cllm.tasks.mt_bench import MtBenchConfig
 from cllm.tasks.spec_bench import SpecBenchConfig
+from cllm.vllm.config import JacobiOptions
 
 
 def demo() -> MatrixRecipe:
@@ -153,5 +154,5 @@ def _vllm_methods(*, drafts: bool) -> tuple[VllmMethod, ...]:
         VllmMethod(method="ngram", guesses=5),
         *(trained if drafts else ()),
         VllmMethod(method="suffix", guesses=15),
-        VllmMethod(method="jacobi", guesses=15),
+        VllmMethod(method="jacobi", guesses=15, jacobi=JacobiOptions(guess="pad")),  # as these runs' CLLMs learnt it
     )

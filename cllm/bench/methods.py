@@ -24,7 +24,7 @@ from cllm.engine.engine import Engine
 from cllm.engine.load import build_engine
 from cllm.errors import InputError
 from cllm.evaluation.subject import Subject
-from cllm.vllm.config import WITH_DRAFT, PeerConfig
+from cllm.vllm.config import WITH_DRAFT, JacobiOptions, PeerConfig
 from cllm.vllm.config import Method as VllmMethodName
 from cllm.vllm.llm import VllmBackend, check_config
 from cllm.vllm.versions import check_installed
@@ -104,6 +104,7 @@ class VllmMethod(Config):
     memory_fraction: float = Field(0.85, gt=0, le=1)  # of the GPU's memory
     cache_bytes: int | None = Field(None, ge=1)  # for keys and values; None: what the memory has left
     cuda_graphs: bool = True
+    jacobi: JacobiOptions = JacobiOptions()  # of method jacobi; `pad_id` is the run's
 
     @property
     def label(self) -> str:
@@ -218,7 +219,7 @@ def open_engine(method: ArMethod | JacobiMethod, subject: Subject, room: Room, *
 
 
 def open_vllm(
-    method: VllmMethod, checkpoint: str, room: Room, *, eos_ids: Sequence[int], dtype: torch.dtype
+    method: VllmMethod, checkpoint: str, room: Room, *, eos_ids: Sequence[int], pad_id: int, dtype: torch.dtype
 ) -> VllmBackend:
     """vLLM over a checkpoint folder or Hugging Face id.
 
@@ -227,7 +228,8 @@ def open_vllm(
     """
     config = _peer(method, checkpoint, max_rows=room.rows, max_tokens=room.tokens, eos_ids=tuple(eos_ids))
     name: Literal["bfloat16", "float32"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return VllmBackend(config.model_copy(update={"dtype": name}))
+    jacobi = method.jacobi.model_copy(update={"pad_id": pad_id})
+    return VllmBackend(config.model_copy(update={"dtype": name, "jacobi": jacobi}))
 
 
 def _peer(

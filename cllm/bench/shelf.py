@@ -15,7 +15,7 @@ from cllm.bench.matrix import Cell
 from cllm.bench.methods import MethodConfig, Room, VllmMethod, open_decoder, open_vllm
 from cllm.bench.prompts import Run
 from cllm.evaluation.subject import Subject, checkpoint, load_subject, prompt_tokenizer
-from cllm.models import eos_token_ids, load_generation_config, resolve_dtype
+from cllm.models import eos_token_ids, load_generation_config, pad_token_id, resolve_dtype
 from cllm.vllm.llm import VllmBackend
 
 
@@ -86,5 +86,7 @@ class Shelf:
         method = placed(cell.method, run.recipe, cell.model)
         assert isinstance(method, VllmMethod)
         path, revision = checkpoint(cell.model, run.recipe)
-        eos_ids = eos_token_ids(load_generation_config(path, revision), prompt_tokenizer(run.recipe))
-        return open_vllm(method, path, room, eos_ids=eos_ids, dtype=resolve_dtype(cell.precision, self.device))
+        tokenizer = prompt_tokenizer(run.recipe)
+        eos_ids = eos_token_ids(load_generation_config(path, revision), tokenizer)
+        dtype = resolve_dtype(cell.precision, self.device)
+        return open_vllm(method, path, room, eos_ids=eos_ids, pad_id=pad_token_id(tokenizer), dtype=dtype)
