@@ -208,7 +208,8 @@ def refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> str:
         ("unknown key 'speed'", ["--grid", "debug", "--set", "speed=1"]),
         (
             "grid debug, w=-1: --set: train.loss.ar_weight: Input should be greater than or equal to 0",
-            ["--grid", "debug", "--set", "table=null", "--set", "windows=[]", "--set", 'factors=[{"name": "w", "levels": [{"value": 1, "overrides": []}, '
+            ["--grid", "debug", "--set", "table=null", "--set", "windows=[]",
+             "--set", 'factors=[{"name": "w", "levels": [{"value": 1, "overrides": []}, '
              '{"value": -1, "overrides": ["train.loss.ar_weight=-1"]}]}]'],
         ),
     ],

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the command names the commit, and this is no checkout"),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A run that a job continued, what the submitting command printed, and the checkout's commit at that time."""
+
+    run: FinishedRun
+    done: subprocess.CompletedProcess[str]
+    commit: str
 
 
 def documented_command() -> str:
@@ -60,13 +70,12 @@ def submit(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def submitted(
-    pipeline: FinishedRun, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[FinishedRun, subprocess.CompletedProcess[str]]:
+def submitted(pipeline: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
     """The debug recipe, begun elsewhere: training and evaluation are left to do. Waited for, its output shown."""
     run = pipeline.copy(tmp_path_factory.mktemp("submit") / "run", "prompts", "teacher", "trajectories")
     before, _, _ = documented_command().replace("--no-wait ", "").partition("--recipe ")
     command = f"{before} {' '.join(arguments(run.overrides))}"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -74,24 +83,20 @@ def submitted(
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         with job_server() as address:
             patch.setenv("RAY_ADDRESS", address)
-            return run, submit(command)
+            return Submitted(run, submit(command), commit.strip())
 
 
-def test_the_job_ends_well(submitted: tuple[FinishedRun, subprocess.CompletedProcess[str]]) -> None:
-    run, done = submitted
+def test_the_job_ends_well(submitted: Submitted) -> None:
+    done = submitted.done
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "succeeded" in done.stdout
     for kind in ("prompts", "teacher", "trajectories"):
         assert f"== {kind}: up to date" in done.stdout
     summary = next(line for line in done.stdout.splitlines() if line.startswith("{"))
-    assert json.loads(summary)["task"] == run.recipe.task.name
+    assert json.loads(summary)["task"] == submitted.run.recipe.task.name
 
 
-def test_the_copy_of_the_working_folder_ran_and_knows_its_commit(
-    submitted: tuple[FinishedRun, subprocess.CompletedProcess[str]],
-) -> None:
+def test_the_copy_of_the_working_folder_ran_and_knows_its_commit(submitted: Submitted) -> None:
     """Git tells nothing there, and so nothing of uncommitted changes: the commit is the command's."""
-    run, _ = submitted
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    provenance = read_manifest(run.layout.student, "student").provenance
-    assert (provenance["commit"], provenance["dirty"]) == (head.stdout.strip(), None)
+    provenance = read_manifest(submitted.run.layout.student, "student").provenance
+    assert (provenance["commit"], provenance["dirty"]) == (submitted.commit, None)
