@@ -38,8 +38,7 @@ def make_student(
         evaluations: in the place of the recipe's own, one for each of the figures.
 
     Raises:
-        InputError: data or teacher that cannot be used.
-        RuntimeError: the loss is not finite.
+        InputError: data or teacher that cannot be used, or a loss or gradient that is not finite.
     """
     with tempfile.TemporaryDirectory() as folder:
         seconds, tokens = train_student(recipe, seed, Path(folder), device)
