@@ -1,7 +1,6 @@
 """The page in a browser: both decoders show what the API says, at any width, and the replay shows earlier states."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -12,18 +11,13 @@ import pytest
 
 from serving.messages import Chunk, GenerateRequest
 from serving.replica import Replica
+from tests.browser import CHROMIUM, DESKTOP, PHONE, chromium
 from tests.serving.running import Server, local_app, model_entry, save_tiny_model, serving_on_a_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 OPTIONS = {"window": 8, "max_rows": 4, "max_tokens": 160, "block_tokens": 8}
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PROMPT, TOKENS = "How many singers?", 60
 
 
@@ -43,13 +37,8 @@ def pair(model_folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     profile = tmp_path_factory.mktemp("profile")
-    with playwright.sync_playwright() as library:
-        context = library.chromium.launch_persistent_context(
-            str(profile), executable_path=CHROMIUM, args=ARGUMENTS, chromium_sandbox=False, reduced_motion="reduce"
-        )
-        context.set_default_timeout(60_000)
+    with playwright.sync_playwright() as library, chromium(library, profile) as context:
         yield context
-        context.close()
 
 
 @pytest.fixture
