@@ -13,6 +13,7 @@ from cllm.models import load_tokenizer
 from serving.config import AnyModel
 from serving.engines import start_engine
 from serving.errors import ReplicaLostError
+from serving.merging import bursts
 from serving.messages import Chunk, GenerateRequest
 from serving.metrics import RequestMetrics
 from serving.pieces import Pieces
@@ -63,6 +64,12 @@ class Replica:
             raise
         finally:
             timer.end(outcome)
+
+    async def generate_bursts(self, request: GenerateRequest) -> AsyncGenerator[tuple[Chunk, ...], None]:
+        """As `generate`, but chunks that are there together come together: travelling costs by the message."""
+        async with aclosing(bursts(self.generate(request))) as found:
+            async for burst in found:
+                yield burst
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a replica that raises here.
