@@ -51,7 +51,9 @@ def free_port() -> int:
 def job_server() -> Iterator[str]:
     """A head node alone: several nodes on one machine would delete each other's copy of the working folder."""
     head = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES}
-    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
+    # The agent starts jobs. Its own port would be another Ray's of this machine, and then the job waits for ever.
+    agent = {"dashboard_agent_listen_port": free_port()}
+    dashboard = agent | {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head | dashboard)
     try:
         yield f"http://{cluster.webui_url}"
