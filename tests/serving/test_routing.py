@@ -17,7 +17,7 @@ from tests.serving.running import MODEL_NAME, model_entry, wait_until
 pytestmark = pytest.mark.ray
 
 NAME = f"routing{os.getpid()}"
-REPLICAS, CONNECTIONS, TOKENS = 4, 8, 30
+REPLICAS, CONNECTIONS, TOKENS = 4, 8, 100  # long enough that clients meet at a replica
 SYSTEM = [5] * 128  # as many tokens as prompts are told apart by
 ALIKE = [[*SYSTEM, 10 + number] for number in range(24)]
 
