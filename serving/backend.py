@@ -31,12 +31,11 @@ class ServeBackend:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """As `Responder.generate`."""
         handle = self._handle.options(session_id=prefix_key(request.prompt)) if self._by_prefix else self._handle
-        call = handle.generate_bursts.remote(request)
+        call = handle.generate.remote(request)
         assert isinstance(call, DeploymentResponseGenerator)
         try:
-            async for burst in call:
-                for chunk in burst:
-                    yield chunk
+            async for chunk in call:
+                yield chunk
         except BackPressureError as error:
             raise OverloadedError("too many requests wait already; try again") from error
         except DeploymentUnavailableError as error:

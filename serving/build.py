@@ -1,5 +1,6 @@
 """The Serve application: `import_path: serving.build:app`, its arguments an `AppConfig`."""
 
+import sys
 from typing import Any
 
 import ray
@@ -18,6 +19,10 @@ from serving.metrics_page import read_cluster_metrics
 from serving.replica import Replica
 from serving.retry import RetryingBackend
 from serving.service import Service
+
+# A replica's engine launches a step every few milliseconds, and must not wait longer than that for the streams' thread to
+# give up the interpreter; CPython would let it wait for 5 ms.
+_SWITCH_S = 0.0005
 
 
 @serve.ingress()
@@ -48,6 +53,7 @@ class ServedReplica(Replica):
 
     def __init__(self, name: str, model: AnyModel) -> None:
         self._has_started = False
+        sys.setswitchinterval(_SWITCH_S)
         super().__init__(name, model)
         self._has_started = True
 

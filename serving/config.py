@@ -52,6 +52,7 @@ class Model(Config):
     max_ongoing: int | None = Field(None, ge=1)  # requests in one replica; None: a few more than decode together
     max_queue: int = Field(256, ge=1)  # requests that wait for a replica, per ingress; more are refused
     routing: Literal["balanced", "prefix"] = "balanced"  # prefix: prompts that begin alike go to the same replica
+    messages_per_s: float = Field(1000, gt=0)  # of one replica, all its streams together: more streams, larger chunks
     stall_s: float = Field(60, gt=0)  # an engine whose steps stand still for longer is restarted
     start_s: float = Field(1800, gt=0)  # loading the model takes at most this long
     drain_s: float = Field(300, ge=0)  # a replica that is replaced may finish its requests for so long

@@ -1,4 +1,4 @@
-"""Streams read ahead: several at the same time, or one whose items are taken together."""
+"""Several streams read at the same time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -37,31 +37,3 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def bursts(stream: AsyncGenerator[T, None]) -> AsyncGenerator[tuple[T, ...], None]:
-    """All items that have come since the last time, at least one. An error comes behind the items before it."""
-    items: list[T] = []
-    has_news = asyncio.Event()
-
-    async def read() -> None:
-        try:
-            async with aclosing(stream):
-                async for item in stream:
-                    items.append(item)
-                    has_news.set()
-        finally:
-            has_news.set()
-
-    task = asyncio.create_task(read())
-    try:
-        while items or not task.done():
-            await has_news.wait()
-            has_news.clear()
-            if items:
-                burst, items[:] = tuple(items), ()
-                yield burst
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cllm.decoding.records import FinishReason, SamplingParams
 
@@ -24,19 +24,23 @@ class ScoredToken:
 
 
 Prompt = str | tuple[int, ...] | Chat
+# How chunks are wanted: one for each engine step; as they come, but no more than the replica can send; few, for nobody
+# reads them before the end.
+Delivery = Literal["steps", "stream", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one engine step gave a request.
+    """What one engine step gave a request, or several did.
 
     Attributes:
-        token_ids: the tokens it committed.
+        token_ids: the tokens they committed.
         text: what they add to the text; characters that later tokens may change are held back.
         num_prompt_tokens: of the prompt.
         finish_reason: set on the last chunk.
         scores: one a token, if the request asked for log-probabilities.
         guesses: texts of the tokens guessed behind these, if the request asked for them.
+        accepted: of `token_ids`, how many each step committed.
     """
 
     token_ids: tuple[int, ...]
@@ -45,6 +49,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     scores: tuple[ScoredToken, ...] = ()
     guesses: tuple[str, ...] = ()
+    accepted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class GenerateRequest:
         arrived_at: when the client asked, seconds since the epoch.
         given: of an earlier attempt; the chunks go on behind it.
         guesses: whether the chunks tell the engine's guesses.
+        delivery: how the chunks are wanted.
     """
 
     request_id: str
@@ -76,13 +82,14 @@ class GenerateRequest:
     arrived_at: float
     given: Given = Given()
     guesses: bool = False
+    delivery: Delivery = "stream"
 
 
 class Responder(Protocol):
     """Whoever answers requests: a replica, the replicas of a deployment, these with retries."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """A chunk for each engine step; closing the generator aborts the request.
+        """Chunks as the request wants them delivered; closing the generator aborts the request.
 
         Raises:
             InputError: the request is refused.

@@ -5,6 +5,7 @@ the agent gets the buckets only, and makes its sum from their middles: where a m
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,16 +75,17 @@ class RequestMetrics:
     def note_first(self, seconds: float) -> None:
         self._first.observe(max(0.0, seconds))
 
-    def note_chunk(self, num_tokens: int, seconds: float | None) -> None:
-        self._tokens.inc(num_tokens)
-        self._accepted.observe(num_tokens)
+    def note_chunk(self, accepted: Sequence[int], seconds: float | None) -> None:
+        self._tokens.inc(sum(accepted))
+        for num_tokens in accepted:
+            self._accepted.observe(num_tokens)
         if seconds is not None:
-            self._between.observe(seconds / num_tokens)
+            self._between.observe(seconds / sum(accepted))
 
-    def note_end(self, outcome: str, num_tokens: int, num_chunks: int) -> None:
+    def note_end(self, outcome: str, num_tokens: int, num_steps: int) -> None:
         self._requests.inc(tags={"outcome": outcome})
-        if num_chunks:
-            self._per_forward.observe(num_tokens / num_chunks)
+        if num_steps:
+            self._per_forward.observe(num_tokens / num_steps)
 
 
 class RequestTimer:
@@ -98,20 +100,20 @@ class RequestTimer:
         self._arrived_at = arrived_at
         self._last: float | None = None
         self._num_tokens = 0
-        self._num_chunks = 0
+        self._num_steps = 0
 
     def note(self, chunk: Chunk) -> None:
         now, last = time.perf_counter(), self._last
         if last is None and self._arrived_at is not None:
             self._metrics.note_first(time.time() - self._arrived_at)
         if chunk.token_ids:
-            self._metrics.note_chunk(len(chunk.token_ids), None if last is None else now - last)
+            self._metrics.note_chunk(chunk.accepted, None if last is None else now - last)
             self._num_tokens += len(chunk.token_ids)
-            self._num_chunks += 1
+            self._num_steps += len(chunk.accepted)
         self._last = now
 
     def end(self, outcome: str) -> None:
-        self._metrics.note_end(outcome, self._num_tokens, self._num_chunks)
+        self._metrics.note_end(outcome, self._num_tokens, self._num_steps)
 
 
 def _gauge(name: str, text: str, model: str) -> metrics.Gauge:

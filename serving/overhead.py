@@ -32,18 +32,17 @@ from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.errors import InputError
 from cllm.provenance import collect_provenance
 from cllm.report.served import Compared, Figures, OverheadDocument, Repeat
-from serving.build import application
+from serving.build import ServedReplica, application
 from serving.config import AppConfig, CllmModel
 from serving.load_test import Answer, Load, closed_loop, read_prompts, run_load
 from serving.prompts import encode
-from serving.replica import Replica
 
 _FIRST_MAX_TOKENS = 16  # where only the first one is timed
 Answers = tuple[list[Answer], float]  # and the seconds from the first request to the last token
 Way = Callable[[Load], Answers]
 
 
-class MeasuredReplica(Replica):
+class MeasuredReplica(ServedReplica):
     """A replica that can also put requests to its engine by itself."""
 
     async def measure(self, load: Load, prompts: Sequence[str]) -> Answers:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cllm.decoding.records import FinishReason, SamplingParams
-from serving.messages import Chat, Prompt
+from serving.messages import Chat, Delivery, Prompt
 
 T = TypeVar("T")
 
@@ -105,6 +105,13 @@ class GenerationRequest(_Strict):
     def wants_guesses(self) -> bool:
         """Whether chunks are to tell guesses; there are none but in streams."""
         return self.decoding == "guesses" and bool(self.stream)
+
+    @property
+    def delivery(self) -> Delivery:
+        """Who asks how the response is decoded wants to see it step by step."""
+        if not self.stream:
+            return "whole"
+        return "steps" if self.decoding else "stream"
 
     def prompts(self) -> list[Prompt]:
         """Each asks for `num_choices` responses."""

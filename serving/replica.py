@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from cllm.decoding.records import DecodeRequest
 from cllm.engine.async_engine import EngineStoppedError
@@ -13,13 +14,15 @@ from cllm.models import load_tokenizer
 from serving.config import AnyModel
 from serving.engines import start_engine
 from serving.errors import ReplicaLostError
-from serving.merging import bursts
-from serving.messages import Chunk, GenerateRequest
+from serving.messages import Chunk, Delivery, GenerateRequest
 from serving.metrics import RequestMetrics
 from serving.pieces import Pieces
 from serving.prompts import encode
 from serving.transcript import Transcript
 from serving.watchdog import Watchdog
+
+
+_WHOLE_PAUSE_S = 1.0  # nobody waits for what is sent in between; it is what another replica would go on from
 
 
 class Replica:
@@ -36,10 +39,11 @@ class Replica:
         self._metrics = RequestMetrics(name)
         self._pieces = Pieces(self._tokenizer)
         self._watchdog = Watchdog(model.stall_s)
+        self._messages_per_s = model.messages_per_s
         self._encoding = ThreadPoolExecutor(1, "encode")  # long prompts would hold up the streams
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """A chunk for each step of the engine that commits tokens to the request.
+        """Chunks of what the engine's steps commit to the request, delivered as it wants.
 
         Raises:
             InputError: the request is refused.
@@ -64,12 +68,6 @@ class Replica:
             raise
         finally:
             timer.end(outcome)
-
-    async def generate_bursts(self, request: GenerateRequest) -> AsyncGenerator[tuple[Chunk, ...], None]:
-        """As `generate`, but chunks that are there together come together: travelling costs by the message."""
-        async with aclosing(bursts(self.generate(request))) as found:
-            async for burst in found:
-                yield burst
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a replica that raises here.
@@ -107,13 +105,22 @@ class Replica:
             guesses=self._pieces if request.guesses else None,
         )
         decode_request = self._decode_request(request, prompt_ids, () if repeats else request.given.token_ids)
-        async with aclosing(self._engine.stream(decode_request)) as commits:
-            async for commit in commits:
-                chunk = transcript.add(commit)
-                if chunk is not None:
-                    yield chunk
-                    if chunk.finish_reason is not None:
-                        return
+        async with aclosing(self._engine.bursts(decode_request, partial(self._pause_s, request.delivery))) as bursts:
+            async for burst in bursts:
+                for commits in [[commit] for commit in burst] if request.delivery == "steps" else [burst]:
+                    chunk = transcript.add(commits)
+                    if chunk is not None:
+                        yield chunk
+                        if chunk.finish_reason is not None:
+                            return
+
+    def _pause_s(self, delivery: Delivery) -> float:
+        """Until the next chunk. Turning tokens into a message, sending and writing it cost by the message, and hold up
+        the engine's thread: the more streams, the more steps to a chunk."""
+        if delivery == "steps":
+            return 0.0
+        pause_s = self._engine.num_unfinished / self._messages_per_s
+        return max(pause_s, _WHOLE_PAUSE_S) if delivery == "whole" else pause_s
 
     def _decode_request(
         self, request: GenerateRequest, prompt_ids: tuple[int, ...], given: tuple[int, ...]

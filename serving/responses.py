@@ -15,7 +15,7 @@ class Choice:
     """One response as far as it has come.
 
     Attributes:
-        accepted: tokens of each chunk that had any.
+        accepted: tokens that each step committed.
         num_chunks: added so far.
         score_offset: characters of the scored tokens before the latest chunk.
     """
@@ -39,8 +39,7 @@ class Choice:
         self.score_offset = self._scored_characters
         self._scored_characters += sum(len(score.text) for score in chunk.scores)
         self.finish_reason = chunk.finish_reason
-        if chunk.token_ids:
-            self.accepted.append(len(chunk.token_ids))
+        self.accepted += chunk.accepted
 
 
 class Format(ABC):

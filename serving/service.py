@@ -110,6 +110,7 @@ class Service:
                 sampling=replace(sampling, seed=_seed(sampling.seed, index)),
                 arrived_at=state.arrived_at,
                 guesses=body.wants_guesses,
+                delivery=body.delivery,
             )
             for prompt in prompts
             for index in range(body.num_choices)

@@ -1,5 +1,8 @@
 """From the commits of an engine to the chunks of a response."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from transformers import PreTrainedTokenizerBase
 
 from cllm.decoding.records import Commit, SamplingParams, TokenLogprob
@@ -40,13 +43,14 @@ class Transcript:
         if not repeats:
             self._unseen(self._decoder.push(given.token_ids))
 
-    def add(self, commit: Commit) -> Chunk | None:
-        """The chunk of a commit; None if the client has all of it.
+    def add(self, commits: Sequence[Commit]) -> Chunk | None:
+        """The chunk of commits of successive steps, at least one; None if the client has all of it.
 
         Raises:
             ReplicaFailedError: a repeated token differs from the given one.
         """
-        token_ids, finish_reason = list(commit.token_ids), commit.finish_reason
+        token_ids = [token for commit in commits for token in commit.token_ids]
+        finish_reason = commits[-1].finish_reason
         text = self._decoder.push(token_ids)
         if self._decoder.stop_index is not None:
             token_ids, finish_reason = token_ids[: self._decoder.stop_index + 1], "stop"
@@ -56,9 +60,16 @@ class Transcript:
         new_ids, new_text = self._fresh(token_ids), self._unseen(text)
         if not new_ids and finish_reason is None:
             return None
-        scores = self._scores(new_ids, (commit.logprobs or ())[: len(token_ids)])
-        guesses = self._guessed(commit) if finish_reason is None else ()
-        return Chunk(tuple(new_ids), new_text, self._num_prompt_tokens, finish_reason, scores, guesses)
+        logprobs = tuple(found for commit in commits for found in commit.logprobs or ())
+        return Chunk(
+            tuple(new_ids),
+            new_text,
+            self._num_prompt_tokens,
+            finish_reason,
+            scores=self._scores(new_ids, logprobs[: len(token_ids)]),
+            guesses=self._guessed(commits[-1]) if finish_reason is None else (),
+            accepted=_accepted(commits, len(token_ids) - len(new_ids), len(token_ids)),
+        )
 
     def _fresh(self, token_ids: list[int]) -> list[int]:
         count = min(len(self._repeated), len(token_ids))
@@ -68,7 +79,7 @@ class Transcript:
         return token_ids[count:]
 
     def _scores(self, token_ids: list[int], logprobs: tuple[TokenLogprob, ...]) -> tuple[ScoredToken, ...]:
-        """Of the last tokens of the commit, which are the new ones."""
+        """Of the last tokens of the commits, which are the new ones."""
         if not logprobs:
             return ()
         recent = logprobs[len(logprobs) - len(token_ids) :]
@@ -88,3 +99,9 @@ class Transcript:
         count = min(self._text_ahead, len(text))
         self._text_ahead -= count
         return text[count:]
+
+
+def _accepted(commits: Sequence[Commit], start: int, end: int) -> tuple[int, ...]:
+    """How many of the tokens from `start` to `end` each commit has, without those that have none of them."""
+    ends = [min(end, max(start, count)) for count in accumulate(len(commit.token_ids) for commit in commits)]
+    return tuple(after - before for before, after in zip([start, *ends], ends, strict=False) if after > before)

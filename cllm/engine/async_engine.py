@@ -3,8 +3,9 @@
 import asyncio
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
 
 from cllm.decoding.backend import Backend, RequestFailedError
 from cllm.decoding.records import Commit, DecodeRequest
@@ -15,19 +16,46 @@ class EngineStoppedError(RuntimeError):
     """The engine's thread has ended; no request can be answered any more."""
 
 
-@dataclass(slots=True, eq=False)
 class _Stream:
-    """A request's way back: its loop and the queue that its coroutine reads."""
+    """A request's way back. The engine's thread wakes the coroutine's loop only for the first item that waits and for
+    the last one of all: between them an item costs it no more than an append."""
 
-    loop: asyncio.AbstractEventLoop
-    commits: "asyncio.Queue[Commit | Exception]"
-    key: int | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.key: int | None = None
+        self._loop = loop
+        self._items: deque[Commit | Exception] = deque()
+        self._news, self._over = asyncio.Event(), asyncio.Event()
+        self._told = False  # the loop knows that there are items
 
     def put(self, item: Commit | Exception) -> None:
+        """Called on the engine's thread."""
+        self._items.append(item)
+        is_last = isinstance(item, Exception) or item.finish_reason is not None
         try:
-            self.loop.call_soon_threadsafe(self.commits.put_nowait, item)
+            if not self._told:
+                self._told = True
+                self._loop.call_soon_threadsafe(self._news.set)
+            if is_last:
+                self._loop.call_soon_threadsafe(self._over.set)
         except RuntimeError:  # its loop is closed: nobody listens any more
             return
+
+    async def take(self) -> list[Commit | Exception]:
+        """All items that wait, as soon as there is one."""
+        items: list[Commit | Exception] = []
+        while not items:
+            await self._news.wait()
+            self._news.clear()
+            self._told = False  # before the items are taken: one that comes meanwhile may tell in vain, but is not lost
+            while self._items:
+                items.append(self._items.popleft())
+        return items
+
+    async def rest(self, seconds: float) -> None:
+        """Return after so long, or when the last item is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
 
 
 class AsyncEngine:
@@ -98,7 +126,24 @@ class AsyncEngine:
             RequestFailedError: the engine gave the request up.
             EngineStoppedError: the engine has failed or was closed.
         """
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        async with aclosing(self.bursts(request)) as bursts:
+            async for burst in bursts:
+                for commit in burst:
+                    yield commit
+
+    async def bursts(
+        self, request: DecodeRequest, pause_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[list[Commit], None]:
+        """As `stream`, with the commits of several steps together.
+
+        Args:
+            pause_s: asked behind each burst; so long (seconds) commits gather for the next one, unless the response
+                ends before. The first burst is never held up.
+
+        Raises:
+            As `stream`, behind the commits before the error.
+        """
+        stream = _Stream(asyncio.get_running_loop())
         with self._lock:
             self._check_running()
             self._open.add(stream)
@@ -106,11 +151,15 @@ class AsyncEngine:
         finished = False
         try:
             while not finished:
-                item = await stream.commits.get()
-                if isinstance(item, Exception):
-                    raise item
-                finished = item.finish_reason is not None
-                yield item
+                items = await stream.take()
+                commits = [item for item in items if not isinstance(item, Exception)]
+                finished = bool(commits) and commits[-1].finish_reason is not None
+                if commits:
+                    yield commits
+                if isinstance(items[-1], Exception):
+                    raise items[-1]
+                if not finished and (seconds := pause_s()) > 0:
+                    await stream.rest(seconds)
         finally:
             with self._lock:
                 self._open.discard(stream)

@@ -43,6 +43,38 @@ def test_concurrent_streams_equal_autoregressive(served):
     check_books(inner)
 
 
+def test_bursts_hold_all_commits_of_a_pause(served):
+    front, inner, model = served
+    request = DecodeRequest((5, 6), 90, ENDLESS)
+
+    async def run() -> list[list[Commit]]:
+        """A pause that outlasts the response ends with it."""
+        return [burst async for burst in front.bursts(request, lambda: 1000.0)]
+
+    bursts = asyncio.run(run())
+    tokens = [token for burst in bursts for commit in burst for token in commit.token_ids]
+    assert tokens == autoregressive(model, DecodeRequest((5, 6), 90), [])
+    assert len(bursts) <= 2 < sum(map(len, bursts))
+    check_books(inner)
+
+
+def test_a_pause_ends_with_the_engine():
+    inner = make_engine(tiny_model(4), window=4)
+    front = AsyncEngine(lambda: inner)
+
+    async def run() -> int:
+        bursts = front.bursts(DecodeRequest((5, 6), 100, ENDLESS), lambda: 1000.0)
+        tokens = sum(len(commit.token_ids) for commit in await anext(bursts))
+        front.close()
+        with pytest.raises(EngineStoppedError):
+            async for burst in bursts:
+                tokens += sum(len(commit.token_ids) for commit in burst)
+        return tokens
+
+    tokens = asyncio.run(run())
+    assert 0 < tokens < 100
+
+
 def test_says_when_an_abort_leaves_nothing_to_decode():
     inner = make_engine(tiny_model(4), window=4)
     said: list[str] = []

@@ -60,7 +60,7 @@ def test_guesses_are_told_as_the_response_will_be(model_folder: Path) -> None:
     how, many = tokenizer("How many", add_special_tokens=False).input_ids[-2:]
     transcript = Transcript(tokenizer, SamplingParams(), 1, Given(), repeats=False, guesses=Pieces(tokenizer))
     told = [
-        transcript.add(Commit(0, (token,), guesses=(how, tokenizer.bos_token_id, many)))
+        transcript.add([Commit(0, (token,), guesses=(how, tokenizer.bos_token_id, many))])
         for token in (how, tokenizer.eos_token_id)
     ]
     texts = [tokenizer.decode([token]) for token in (how, many)]

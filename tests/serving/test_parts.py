@@ -4,7 +4,6 @@ import asyncio
 import gc
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from serving.build import ServedReplica
 from serving.config import Keys
 from serving.errors import ApiError
 from serving.keys import Caller
-from serving.merging import bursts, merge
+from serving.merging import merge
 from serving.messages import Chat
 from serving.metrics_page import merge_pages
 from serving.watchdog import Watchdog
@@ -90,40 +89,6 @@ def test_merged_streams_end_together() -> None:
 
     assert asyncio.run(run()) == {(0, "a"), (1, "b"), (2, "c")}
     assert sorted(closed) == ["a", "b"]
-
-
-def test_bursts_hold_what_came_meanwhile_in_order() -> None:
-    closed: list[str] = []
-
-    async def counting(count: int) -> AsyncGenerator[int, None]:
-        try:
-            for number in range(count):
-                yield number
-                await asyncio.sleep(0)
-            raise ValueError("no more")
-        finally:
-            closed.append("counting")
-
-    async def run() -> list[tuple[int, ...]]:
-        found = []
-        try:
-            async for burst in bursts(counting(10)):
-                found.append(burst)
-                for _ in range(5):  # a slow reader
-                    await asyncio.sleep(0)
-        except ValueError:
-            return found
-        raise AssertionError("the error was lost")
-
-    async def leave_early() -> None:
-        async with aclosing(bursts(counting(10**9))) as found:
-            await anext(found)
-
-    found = asyncio.run(run())
-    assert [number for burst in found for number in burst] == list(range(10))
-    assert 1 < len(found) < 10
-    asyncio.run(leave_early())
-    assert closed == ["counting", "counting"]
 
 
 def test_prompts_that_begin_alike_have_one_key() -> None:
