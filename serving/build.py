@@ -20,8 +20,8 @@ from serving.replica import Replica
 from serving.retry import RetryingBackend
 from serving.service import Service
 
-# A replica's engine launches a step every few milliseconds, and must not wait longer than that for the streams' thread to
-# give up the interpreter; CPython would let it wait for 5 ms.
+# A replica's engine launches a step every few milliseconds, and must not wait longer than that for the streams' thread
+# to give up the interpreter; CPython would let it wait for 5 ms.
 _SWITCH_S = 0.0005
 
 

@@ -21,7 +21,6 @@ from serving.prompts import encode
 from serving.transcript import Transcript
 from serving.watchdog import Watchdog
 
-
 _WHOLE_PAUSE_S = 1.0  # nobody waits for what is sent in between; it is what another replica would go on from
 
 
