@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -85,15 +86,20 @@ class ShardCollector:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (index,) = batch["shard"].tolist()
+        path = shard_path(self.folder, index)
+        if not path.exists():  # else Ray repeats a call whose result was lost with its node
+            self._collect(index, path)
+        responses = pq.read_table(path, columns=["response_ids"])["response_ids"]
+        tokens = pc.sum(pc.list_value_length(responses)).as_py() or 0
+        return {"shard": np.array([index]), "rows": np.array([len(responses)]), "tokens": np.array([tokens])}
+
+    def _collect(self, index: int, path: Path) -> None:
         teacher = self.teacher = self.teacher or Teacher.load(self.recipe)
         prompts = teacher.shards[index]
         rows, dropped = collect(teacher.engine, teacher.tokenizer, prompts, self.recipe.collect, self.recipe.seed)
-        path = shard_path(self.folder, index)
         temporary = path.with_suffix(".tmp")
         pq.write_table(to_table(rows, self.metadata | {"dropped": json.dumps(dropped)}), temporary)
         temporary.replace(path)
-        tokens = sum(len(row.response_ids) for row in rows)
-        return {"shard": np.array([index]), "rows": np.array([len(rows)]), "tokens": np.array([tokens])}
 
 
 def shards(recipe: Recipe) -> list[list[Prompt]]:

@@ -32,13 +32,14 @@ _REF = "#/components/schemas/{model}"
 
 def _streams(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI page: with stream true, the response is a stream of events, each with a chunk."""
+    either = [{"$ref": _REF.format(model=model.__name__)} for model in (chunk, protocol.ErrorResponse)]
     data = {
         "type": "string",
         "description": "A chunk; [DONE] behind the last one. An error, which ends the stream, has a chunk's place.",
-        "contentMediaType": "application/json",
-        "contentSchema": {
-            "anyOf": [{"$ref": _REF.format(model=model.__name__)} for model in (chunk, protocol.ErrorResponse)]
-        },
+        "anyOf": [
+            {"const": "[DONE]"},
+            {"contentMediaType": "application/json", "contentSchema": {"anyOf": either}},
+        ],
     }
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {200: {"model": whole, "content": {"text/event-stream": {"itemSchema": event}}}, **_ERRORS}

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
@@ -58,6 +59,21 @@ def test_generated_requests(server: Server, path: str, mode: GenerationMode) -> 
     statuses = statuses_of(server.url, path, "POST", mode, count)
     assert statuses.total() >= count
     assert statuses[200] > count // 100  # some get as far as the engine
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": "SELECT"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "SELECT"}]}),
+    ],
+)
+def test_streams_are_as_the_schema_says(server: Server, path: str, asked: dict[str, Any]) -> None:
+    """To the end; requests that are generated rarely ask for a stream."""
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
+    case = operation.Case(body=asked | {"model": MODEL_NAME, "stream": True, "max_tokens": 5})
+    answer = case.call_and_validate(checks=[response_schema_conformance], timeout=PATIENCE_S)
+    assert answer.text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.ray
