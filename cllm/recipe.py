@@ -89,9 +89,12 @@ class OptimConfig(Config):
 
 
 class CollectConfig(Config):
-    """Jacobi trajectories of the teacher (paper algorithm 1)."""
+    """Jacobi trajectories of the teacher (paper algorithm 1), or its responses alone."""
 
     block_size: int = Field(16, ge=2)
+    # Decode by Jacobi iteration and keep all states. A student that draws its own ones (train.loss.states=guess) needs
+    # none of them: without, the same responses come by AR decoding, for a fraction of the arithmetic.
+    record: bool = True
     num_prompts: int | None = None  # None: all of the train split
     max_new_tokens: int = Field(256, ge=1)
     # Responses a prompt: the greedy one, and others drawn at `temperature`, so that few prompts make many trajectories.
@@ -338,9 +341,11 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _augmented_states_are_drawn(self) -> "Recipe":
+    def _states_that_are_drawn_are_there(self) -> "Recipe":
         if self.collect.augment > 0 and self.train.loss.states == "guess":
             raise ValueError(f"collect.augment={self.collect.augment} has no effect with train.loss.states=guess")
+        if self.train.loss.states == "trajectory" and not self.collect.record:
+            raise ValueError("train.loss.states=trajectory draws recorded states; collect.record=false keeps none")
         return self
 
     @model_validator(mode="after")

@@ -120,7 +120,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     connect(recipe)
     provenance = collect_provenance(sys.argv)
     with (
-        stage("trajectories: Jacobi decoding of the train prompts"),
+        stage(f"trajectories: {'Jacobi' if recipe.collect.record else 'AR'} decoding of the train prompts"),
         resumable_artifact(output.path, kind=output.kind, inputs=output.inputs, provenance=provenance) as folder,
     ):
         run_missing_shards(recipe, folder)

@@ -44,6 +44,7 @@ class Load:
     Attributes:
         url: what stands in front of /v1.
         chat: ask /v1/chat/completions.
+        ignore_eos: every answer has `max_tokens` tokens; not all servers know it.
     """
 
     url: str
@@ -57,6 +58,7 @@ class Load:
     timeout_s: float = 600.0
     key: str | None = None
     chat: bool = False
+    ignore_eos: bool = False
 
     @property
     def endpoint(self) -> str:
@@ -143,6 +145,7 @@ def report(load: Load, answers: Sequence[Answer], seconds: float, provenance: di
         max_tokens=load.max_tokens,
         temperature=load.temperature,
         seed=load.seed,
+        ignore_eos=load.ignore_eos,
         num_requests=len(answers),
         num_answered=len(answered),
         errors=Counter(answer.error for answer in answers if answer.error is not None),
@@ -214,7 +217,7 @@ async def _ask(session: aiohttp.ClientSession, load: Load, start: float, prompt:
         "seed": load.seed,
         "stream": True,
         "stream_options": {"include_usage": True},
-    }
+    } | ({"ignore_eos": True} if load.ignore_eos else {})
     answer = Answer(time.perf_counter() - start)
     try:
         async with session.post(load.endpoint, json=body) as response:
@@ -261,6 +264,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Load, Path, Path | None]:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
     parser.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable with the API key")
     parser.add_argument("--chat", action="store_true", help="ask /v1/chat/completions")
+    parser.add_argument("--ignore-eos", action="store_true", help="answers of --max-tokens tokens, where known")
     parser.add_argument("--output", type=Path)
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--concurrency", type=int, help="closed loop: clients")
@@ -282,6 +286,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Load, Path, Path | None]:
         timeout_s=asked.timeout,
         key=os.environ.get(asked.key_env) or None,
         chat=asked.chat,
+        ignore_eos=asked.ignore_eos,
     )
     return load, asked.prompts, asked.output
 

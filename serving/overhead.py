@@ -47,7 +47,7 @@ class MeasuredReplica(ServedReplica):
 
     async def measure(self, load: Load, prompts: Sequence[str]) -> Answers:
         """As `serving.load_test.run_load`; tokens in, tokens out."""
-        sampling = SamplingParams(temperature=load.temperature, seed=load.seed)
+        sampling = SamplingParams(temperature=load.temperature, seed=load.seed, ignore_eos=load.ignore_eos)
         known = [DecodeRequest(encode(self._tokenizer, prompt), load.max_tokens, sampling) for prompt in prompts]
         requests = [known[index % len(known)] for index in range(load.num_requests)]
         start = time.perf_counter()
@@ -145,7 +145,7 @@ def read_model(path: Path, name: str, overrides: Sequence[str]) -> CllmModel:
 def document(arguments: argparse.Namespace, model: CllmModel, repeats: Sequence[Repeat]) -> OverheadDocument:
     """Settings, figures of each repeat, their summary, provenance."""
     given = model.model_dump(mode="json", exclude={"path", "revision", "replicas"})  # no folders of this machine
-    asked = ("requests", "lone_requests", "max_tokens", "concurrency")
+    asked = ("requests", "lone_requests", "max_tokens", "concurrency", "ignore_eos")
     return OverheadDocument(
         provenance=collect_provenance(["serving/overhead.py", *arguments.words]),
         model=arguments.model,
@@ -198,6 +198,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=256, metavar="N", help="for throughput (default 256)")
     parser.add_argument("--lone-requests", type=int, default=50, metavar="N", help="for the first token (default 50)")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default 128)")
+    parser.add_argument("--ignore-eos", action="store_true", help="answers of --max-tokens tokens")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--output", type=Path, metavar="FILE")
     asked = parser.parse_args(words, argparse.Namespace(words=list(words)))
@@ -217,7 +218,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with deployed(asked.model, model) as (url, handle):
-        busy = Load(url, asked.model, asked.requests, asked.max_tokens, asked.concurrency)
+        busy = Load(url, asked.model, asked.requests, asked.max_tokens, asked.concurrency, ignore_eos=asked.ignore_eos)
         shortest = min(asked.max_tokens, _FIRST_MAX_TOKENS)
         lone = Load(url, asked.model, asked.lone_requests, shortest, concurrency=1)
         repeats = measure(

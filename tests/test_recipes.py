@@ -15,7 +15,7 @@ PAPER = {
     "paper-codesearchnet": (32, 50_000),
     "paper-sharegpt": (32, 48_000),
 }
-RECORDED = ("train.loss.states=trajectory", "train.loss.on_policy_iterations=0")
+RECORDED = ("collect.record=true", "train.loss.states=trajectory", "train.loss.on_policy_iterations=0")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -142,7 +142,8 @@ def test_bad_override_names_the_key(override: str, message: str) -> None:
         (["train.loss.context=noisy"], "context=noisy has no effect with states=guess"),
         (["train.loss.schedule=progressive"], "schedule=progressive has no effect with states=guess"),
         (["collect.augment=0.5"], r"collect\.augment=0\.5 has no effect with train\.loss\.states=guess"),
-        ([RECORDED[0], "train.loss.target=local"], "target=local .* on_policy_iterations"),
+        ([*RECORDED[:2], "train.loss.target=local"], "target=local .* on_policy_iterations"),
+        (["train.loss.states=trajectory"], r"states=trajectory .* collect\.record=false"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(overrides: list[str], message: str) -> None:

@@ -44,11 +44,11 @@ def collect(
 
 
 def collection_engine_config(config: CollectConfig, longest_prompt: int) -> EngineConfig:
-    """Settings of an engine that records trajectories of prompts of up to `longest_prompt` tokens."""
+    """Settings of an engine that decodes prompts of up to `longest_prompt` tokens, and records what is wanted."""
     return EngineConfig(
-        window=config.block_size,
+        window=config.block_size if config.record else 1,
         refill="block",
-        record=True,
+        record=config.record,
         guess=config.guess,
         max_rows=config.batch_size,
         max_tokens=longest_prompt + config.max_new_tokens,

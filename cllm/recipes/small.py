@@ -69,6 +69,7 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
         ),
         collect=CollectConfig(
             block_size=16,
+            record=False,
             max_new_tokens=max_new_tokens,
             samples=8,
             temperature=0.3,  # near what greedy decoding will write: at 0.7 the student decodes fewer tokens at a time

@@ -50,6 +50,7 @@ class LoadDocument(Config):
     max_tokens: int
     temperature: float
     seed: int
+    ignore_eos: bool = False  # every answer was made to have `max_tokens` tokens
     num_requests: int
     num_answered: int
     errors: Mapping[str, int]

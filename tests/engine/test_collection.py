@@ -58,3 +58,14 @@ def test_rows_without_states_keep_all_else():
         (row.prompt_id, row.prompt_ids, row.response_ids, row.finish_reason) for row in rows
     ]
     assert all(row.blocks == () for row in bare)
+
+
+def test_without_record_the_responses_are_the_same_and_have_no_states():
+    settings = {"samples": 3, "temperature": 1.0}
+    (bare, _), _ = run(**settings, record=False)
+    (rows, _), _ = run(**settings)
+    assert [(row.prompt_id, row.response_ids, row.finish_reason) for row in bare] == [
+        (row.prompt_id, row.response_ids, row.finish_reason) for row in rows
+    ]
+    assert all(row.blocks == () for row in bare)
+    assert from_table(to_table(bare, {})) == bare
