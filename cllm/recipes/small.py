@@ -81,7 +81,7 @@ def _small(name: str, task: TaskConfig, *, finetune_steps: int, max_new_tokens: 
             optim=_optim(train_steps, 8e-4),
             loss=LossConfig(ar_weight=1.5, states="guess", on_policy_iterations=2, states_per_block=2),
             validate_every=250,
-            patience=8,  # two thousand steps: a student may overfit before the last one (docs/log.md)
+            patience=6,  # 1,500 steps: a student may overfit before the last one (docs/log.md)
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(
