@@ -25,7 +25,7 @@ demo: $(STAMP) ## the whole pipeline on two CPU cores, from prompts to report
 	$(LOCAL_RAY) $(BIN)/python jobs/pipeline.py --recipe demo
 
 test: lint $(if $(VLLM),$(VLLM_STAMP)) ## lint, types and all tests that are not slow
-	$(LOCAL_RAY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
+	$(LOCAL_RAY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" --numprocesses 2
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

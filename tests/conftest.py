@@ -8,7 +8,7 @@ other one the rest.
 """
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +16,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-_TESTS = Path(__file__).parent
-_WHOLE_MACHINE = {"cluster", "jobs", "serving"}
+_MACHINE = ("tests/cluster/", "tests/jobs/", "tests/serving/", "tests/test_cli.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        package = item.path.relative_to(_TESTS).parts[0]
-        is_alone = package in _WHOLE_MACHINE or item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("machine" if is_alone else "rest"))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class MachineAndRest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "machine" if nodeid.startswith(_MACHINE) else "rest"
+
+    return MachineAndRest(config, log)

@@ -44,8 +44,8 @@ def demo() -> Recipe:
             batch_size=150,
         ),
         train=TrainConfig(
-            optim=_optim(760, 1e-3),
-            loss=LossConfig(ar_weight=4.0, states="guess", on_policy_iterations=2, states_per_block=2),
+            optim=_optim(740, 1e-3),
+            loss=LossConfig(ar_weight=2.5, states="guess", on_policy_iterations=2, states_per_block=2),
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(
