@@ -114,6 +114,11 @@ def _load(path: Path) -> dict[str, Any]:
 def _device(document: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
     """The measured device's name, and the hardware that the document tells of."""
     hardware = document.get("speed_hardware", document.get("hardware"))
+    if hardware is None and "sources" in document:  # the flat table of a benchmark, which may come of several machines
+        machines = [source.get("hardware") for source in document["sources"]]
+        if any(machine != machines[0] for machine in machines):
+            raise InputError(f"{path}: measured on several kinds of hardware; give a table of one of them")
+        hardware = machines[0] if machines else None
     if not isinstance(hardware, dict) or not {"gpus", "cpu"} <= hardware.keys():
         raise InputError(f"{path}: does not say on what hardware it was measured")
     return (hardware["gpus"] or [hardware["cpu"]])[0], hardware
@@ -127,7 +132,7 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, int, float]]:
         if "rows" not in document:
             return
     for row in document["rows"]:
-        if "method" in row:
+        if "engine" not in row:
             yield row["model"], row["method"], 1, float(row["tokens_per_s"])
         elif row["engine"] == "cllm":
             yield row["model"], row["decoder"], int(row["concurrency"]), float(row["tokens_per_s"])

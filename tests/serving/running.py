@@ -65,9 +65,9 @@ def model_entry(folder: Path, **settings: object) -> CllmModel:
 
 
 def chunks_of(replica: Replica, prompt: Prompt, count: int, **sampling: object) -> list[Chunk]:
-    """What the replica answers, asked without HTTP."""
+    """What the replica answers step by step, asked without HTTP."""
     params = SamplingParams(**sampling)  # type: ignore[arg-type]
-    request = GenerateRequest("test", prompt, count, params, time.time())
+    request = GenerateRequest("test", prompt, count, params, time.time(), delivery="steps")
 
     async def run() -> list[Chunk]:
         return [chunk async for chunk in replica.generate(request)]

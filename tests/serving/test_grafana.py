@@ -105,7 +105,7 @@ def test_what_is_exported_is_true(url: str) -> None:
     assert found["ray_cllm_queue_seconds_count"] == REQUESTS + 2  # with those that were refused or failed
     assert found["ray_cllm_queue_seconds_sum"] < 100
     steps = found["ray_cllm_accepted_tokens_count"]
-    assert found["ray_cllm_inter_token_seconds_count"] == steps - responses
+    assert 0 < found["ray_cllm_inter_token_seconds_count"] <= steps - responses  # of chunks, which may hold several
     mean = found["ray_cllm_tokens_per_forward_sum"] / responses  # of the middles of the buckets that hold them
     assert mean == pytest.approx(tokens / steps, rel=0.15)
     assert found["ray_cllm_step_seconds_count"] == steps - responses  # the wait for a request is no step's time
