@@ -1,7 +1,7 @@
 """From the commits of an engine to the chunks of a response."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -104,4 +104,4 @@ class Transcript:
 def _accepted(commits: Sequence[Commit], start: int, end: int) -> tuple[int, ...]:
     """How many of the tokens from `start` to `end` each commit has, without those that have none of them."""
     ends = [min(end, max(start, count)) for count in accumulate(len(commit.token_ids) for commit in commits)]
-    return tuple(after - before for before, after in zip([start, *ends], ends, strict=False) if after > before)
+    return tuple(after - before for before, after in pairwise([start, *ends]) if after > before)

@@ -55,7 +55,7 @@ def read_speeds(path: Path, price: Price, ratio: float | None) -> list[Speed]:
             are assumed ones.
 
     Raises:
-        InputError: no such file, not one of the three kinds, or another device than the machine's without a ratio.
+        InputError: no such file, not one of the kinds, or another device than the machine's without a ratio.
     """
     document = _load(path)
     device, hardware = _device(document, path)
