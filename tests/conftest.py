@@ -16,7 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-_MACHINE = ("tests/cluster/", "tests/jobs/", "tests/serving/", "tests/test_cli.py")
+_MACHINE = ("tests/cluster/", "tests/jobs/", "tests/test_cli.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's

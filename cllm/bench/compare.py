@@ -188,7 +188,7 @@ def _test_text(cell: Cell) -> str:
 
 def _load_text(cell: Cell) -> str:
     load = cell.load
-    timed = f", {load.speed_prompts} of them {load.repeats} times" if load.timed else ""
+    timed = f", {load.timed_prompts(cell.concurrency)} of them {load.repeats} times" if load.timed else ""
     return f", {load.num_prompts} prompts{timed}, at most {load.max_new_tokens} new tokens"
 
 

@@ -63,15 +63,22 @@ class RunConfig(Config):
         return with_absolute_paths(get_recipe(self.recipe).with_overrides(self.overrides))
 
 
+_TIMED_IN_FLIGHT = 4  # prompts timed for each request in flight, at least
+
+
 class LoadConfig(Config):
     """What every cell decodes, whatever its method."""
 
     num_prompts: int = Field(200, ge=1)  # answered once and scored: accuracy, tokens a forward, equality with AR
-    speed_prompts: int = Field(64, ge=1)  # of these, served again in each timed repeat
+    speed_prompts: int = Field(64, ge=1)  # of these, served again in each timed repeat; more where many are in flight
     repeats: int = Field(3, ge=0)  # 0: nothing is timed, so cells may share a GPU
     max_new_tokens: int | None = Field(None, ge=1)  # None: as the test set's makers, or the run's evaluation
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+
+    def timed_prompts(self, concurrency: int) -> int:
+        """How many prompts each timed repeat serves: with few for each in flight, filling and draining is timed."""
+        return min(self.num_prompts, max(self.speed_prompts, _TIMED_IN_FLIGHT * concurrency))
 
     @model_validator(mode="after")
     def _spread_is_known(self) -> "LoadConfig":

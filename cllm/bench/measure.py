@@ -1,7 +1,7 @@
 """One cell measured: responses and their scores, then the same load again for its speed.
 
 The prompts are answered once for accuracy, tokens a forward and equality with other methods, which also warms up what
-is timed afterwards: `speed_prompts` of them, `repeats` times over, in a closed loop at the cell's concurrency.
+is timed afterwards: the first of them, `repeats` times over, in a closed loop at the cell's concurrency.
 
 Conversations take two passes: all first turns, then the second turns, whose prompts hold the first answers. The timed
 repeats ask the same prompts again, those of the second turns included, and the time is that of both passes.
@@ -134,7 +134,7 @@ class Workbench:
         return _Asked((prompts, later), served + second, answers + texts(second))
 
     def _time(self, decoder: Backend, cell: Cell, asked: _Asked) -> Speeds:
-        passes = [requests_of(cell, part) for part in asked.first(cell.load.speed_prompts)]
+        passes = [requests_of(cell, part) for part in asked.first(cell.load.timed_prompts(cell.concurrency))]
         energy = energy_counter(self.device) if gpus_of(cell.method) == 1 else None  # it counts one GPU
         return time_repeats(decoder, passes, concurrency=cell.concurrency, repeats=cell.load.repeats, energy=energy)
 

@@ -37,7 +37,7 @@ _RECORD: _Columns = {
     "concurrency": (pa.int32(), lambda record: record.cell.concurrency),
     "seed": (_INT, lambda record: record.cell.seed),
     "num_prompts": (_INT, lambda record: record.cell.load.num_prompts),
-    "speed_prompts": (_INT, lambda record: record.cell.load.speed_prompts),
+    "speed_prompts": (_INT, lambda record: record.cell.load.timed_prompts(record.cell.concurrency)),
     "repeats": (_INT, lambda record: record.cell.load.repeats),
     "max_new_tokens": (_INT, lambda record: record.cell.load.max_new_tokens),
     "temperature": (_FLOAT, lambda record: record.cell.load.temperature),

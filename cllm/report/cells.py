@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from cllm.bench.compare import Answered, Row, chance_apart, sampling_text
+from cllm.bench.matrix import LoadConfig
 from cllm.bench.matrix_results import MatrixResults
 from cllm.bench.result import CellResult
 from cllm.report.page import NOTHING, Section, Table, Value
@@ -127,9 +128,18 @@ def _loads(rows: Sequence[Row]) -> Iterable[str]:
             prompts = len(row.result.prompt_ids)
             yield (
                 f"{group}: {_metric(row)} over {prompts} held-out prompts, {sampling_text(load)}, at most "
-                f"{load.max_new_tokens} new tokens; speed over {min(load.speed_prompts, prompts)} of them, "
-                f"{load.repeats} times."
+                f"{load.max_new_tokens} new tokens; speed over {_timed(ours, load)} of them, {load.repeats} times."
             )
+
+
+def _timed(rows: Sequence[Row], load: LoadConfig) -> str:
+    """How many prompts were timed, more where more were in flight."""
+    counts = {
+        min(load.timed_prompts(row.cell.concurrency), len(row.result.prompt_ids))
+        for row in rows
+        if row.cell.load == load
+    }
+    return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
 
 
 def _metric(row: Row) -> str:

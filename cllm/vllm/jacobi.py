@@ -3,14 +3,70 @@
 vLLM lays the logits of a batch out flat, each row's behind the other's. A row that verifies w - 1 guesses has w of
 them, [seed, guesses] -> predictions; a row that reads its prompt has one. Rows may differ in w, up to the window n.
 
-Shapes: B rows, n = W window, G = W - 1 guesses, F flat logits, S slots of requests, L positions of a slot.
+Shapes: B rows, n = W window, G = W - 1 guesses, T inputs of a step, F flat logits, S slots of requests, L positions of
+a slot.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 _MASK = 0xFFFFFFFF
+
+
+class Rows(NamedTuple):
+    """A step's batch as vLLM lays it out, and what was drawn from it.
+
+    Attributes:
+        predictions_F: int64, the token drawn from each logit.
+        num_sampled_B: int32, 0 for a row amid its prompt.
+        inputs_T: int32 tokens.
+        positions_T: int64, of the inputs in their requests.
+        logits_indices_F: which inputs the logits belong to.
+        offsets_B1: of the rows in F.
+        slots_B: of the rows in `Slots`; below 0 for a row that is none.
+    """
+
+    predictions_F: torch.Tensor
+    num_sampled_B: torch.Tensor
+    inputs_T: torch.Tensor
+    positions_T: torch.Tensor
+    logits_indices_F: torch.Tensor
+    offsets_B1: torch.Tensor
+    slots_B: torch.Tensor
+
+
+class Slots(NamedTuple):
+    """What vLLM holds of the requests.
+
+    Attributes:
+        draft_tokens_SG: int64 guesses of the next step; written.
+        prefill_lengths_S: int32 tokens to read before decoding.
+        prompt_lengths_S: int32.
+        seeds_S: int64.
+        tokens_SL: int32, of the requests, from their prompts on.
+    """
+
+    draft_tokens_SG: torch.Tensor
+    prefill_lengths_S: torch.Tensor
+    prompt_lengths_S: torch.Tensor
+    seeds_S: torch.Tensor
+    tokens_SL: torch.Tensor
+
+
+class Committed(NamedTuple):
+    """What a step commits.
+
+    Attributes:
+        tokens_BW: int64 predictions; the first `counts_B` are committed.
+        counts_B: int32, 0 for a row amid its prompt.
+        rejected_B: int32, of the row's places.
+    """
+
+    tokens_BW: torch.Tensor
+    counts_B: torch.Tensor
+    rejected_B: torch.Tensor
 
 
 class Verified(NamedTuple):
@@ -29,6 +85,29 @@ class Verified(NamedTuple):
     widths_B: torch.Tensor
     carried_BG: torch.Tensor
     is_carried_BG: torch.Tensor
+
+
+def commit_and_refill(
+    rows: Rows, slots: Slots, histogram: torch.Tensor, fresh: Callable[[Verified, torch.Tensor], torch.Tensor]
+) -> Committed:
+    """Verify every row, leave its next guesses in its slot, and count what it committed.
+
+    Args:
+        histogram: int64 [(W + 1) ** 2]; entry w (W + 1) + a counts the rows of w logits that committed a tokens.
+        fresh: guesses [B, G] to refill the window with, from what was verified and the seeds' positions [B].
+    """
+    window = slots.draft_tokens_SG.shape[1] + 1
+    verified = verify(rows.predictions_F, rows.inputs_T[rows.logits_indices_F], rows.offsets_B1, window)
+    slots_B = rows.slots_B.long()
+    seeds_B = rows.positions_T[rows.logits_indices_F[rows.offsets_B1[:-1].long()]]
+    is_first_B = seeds_B < slots.prefill_lengths_S[slots_B]
+    drafts_SG = slots.draft_tokens_SG
+    drafts_SG[slots_B] = next_guesses_BG(verified, drafts_SG[slots_B], fresh(verified, seeds_B), is_first_B)
+    is_decoding_B = rows.num_sampled_B > 0
+    counts_B = torch.where(is_decoding_B, verified.counts_B, 0)
+    histogram.scatter_add_(0, verified.widths_B * (window + 1) + counts_B, is_decoding_B.long())
+    rejected_B = torch.where(is_decoding_B, verified.widths_B - counts_B, 0)
+    return Committed(verified.tokens_BW, counts_B.int(), rejected_B.int())
 
 
 def verify(predictions_F: torch.Tensor, inputs_F: torch.Tensor, offsets_B1: torch.Tensor, window: int) -> Verified:

@@ -9,19 +9,14 @@ Shapes: see `cllm.vllm.jacobi`.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from cllm.vllm.config import JacobiGuess, JacobiOptions
-from cllm.vllm.jacobi import (
-    Verified,
-    append_predictions,
-    next_guesses_BG,
-    ngram_guesses_BG,
-    prompt_guesses_BG,
-    verify,
-)
+from cllm.vllm import jacobi, jacobi_kernel
+from cllm.vllm.config import JacobiOptions
+from cllm.vllm.jacobi import Rows, Slots, Verified, append_predictions, ngram_guesses_BG, prompt_guesses_BG
 
 
 class JacobiSampler:
@@ -37,8 +32,7 @@ class JacobiSampler:
         base.use_flashinfer = False  # its noise is not a function of the position, so guesses would hold by luck alone
         self._base = base
         self._window = window
-        self._guess: JacobiGuess = options.guess
-        self._pad_id = options.pad_id
+        self._options = options
         # how often a row with w logits committed a tokens: entry [w, a]
         self._histogram = torch.zeros((window + 1) ** 2, dtype=torch.long, device=base.req_states.device)
 
@@ -48,26 +42,28 @@ class JacobiSampler:
     @torch.inference_mode()
     def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
         """vLLM's SamplerOutput for [F, V] logits: 1 to w tokens for a row, none for one amid its prompt."""
-        states = self._base.req_states
         output = self._base(logits, input_batch)
-        offsets_B1 = input_batch.cu_num_logits
-        inputs_F = input_batch.input_ids[input_batch.logits_indices]
-        verified = verify(output.sampled_token_ids.flatten(), inputs_F, offsets_B1, self._window)
-        slots_B = input_batch.idx_mapping.long()
-        seeds_B = input_batch.positions[input_batch.logits_indices[offsets_B1[:-1].long()]]
-        if self._window > 1:
-            fresh_BG = self._fresh_guesses_BG(input_batch, slots_B, seeds_B, verified)
-            is_first_B = seeds_B < states.prefill_len.gpu[slots_B]
-            states.draft_tokens[slots_B] = next_guesses_BG(verified, states.draft_tokens[slots_B], fresh_BG, is_first_B)
-        is_decoding_B = output.num_sampled > 0
-        counts_B = torch.where(is_decoding_B, verified.counts_B, 0)
-        self._histogram.scatter_add_(0, verified.widths_B * (self._window + 1) + counts_B, is_decoding_B.long())
-        rejected_B = torch.where(is_decoding_B, verified.widths_B - counts_B, 0)
+        rows = Rows(
+            output.sampled_token_ids.flatten(),
+            output.num_sampled,
+            input_batch.input_ids,
+            input_batch.positions,
+            input_batch.logits_indices,
+            input_batch.cu_num_logits,
+            input_batch.idx_mapping,
+        )
+        if self._options.guess == "ngram":
+            committed = jacobi.commit_and_refill(
+                rows, self._slots(), self._histogram, partial(self._ngrams_BG, rows, input_batch)
+            )
+        else:
+            pad_id = self._options.pad_id if self._options.guess == "pad" else None
+            committed = jacobi_kernel.commit_and_refill(rows, self._slots(), self._histogram, pad_id)
         return replace(
             output,
-            sampled_token_ids=verified.tokens_BW,
-            num_sampled=counts_B.to(output.num_sampled.dtype),
-            num_rejected=rejected_B.to(output.num_sampled.dtype),
+            sampled_token_ids=committed.tokens_BW,
+            num_sampled=committed.counts_B,
+            num_rejected=committed.rejected_B,
         )
 
     def counts(self) -> list[list[int]]:
@@ -77,29 +73,32 @@ class JacobiSampler:
     def reset_counts(self) -> None:
         self._histogram.zero_()
 
-    def _fresh_guesses_BG(
-        self, input_batch: Any, slots_B: torch.Tensor, seeds_B: torch.Tensor, verified: Verified
-    ) -> torch.Tensor:
+    def _slots(self) -> Slots:
         states = self._base.req_states
-        width = self._window - 1
-        if self._guess == "pad":
-            return verified.carried_BG.new_full((slots_B.shape[0], width), self._pad_id)
-        ahead_G = torch.arange(width, device=slots_B.device)
-        positions_BG = (seeds_B + 1 + verified.counts_B)[:, None] + ahead_G
-        random_BG = prompt_guesses_BG(
+        return Slots(
+            states.draft_tokens,
+            states.prefill_len.gpu,
+            states.prompt_len.gpu,
+            self._base.sampling_states.seeds.gpu,
             states.all_token_ids.gpu,
-            states.prompt_len.gpu[slots_B],
-            slots_B,
-            self._base.sampling_states.seeds.gpu[slots_B],
-            positions_BG,
         )
-        if self._guess == "prompt":
-            return random_BG
+
+    def _ngrams_BG(self, rows: Rows, input_batch: Any, verified: Verified, seeds_B: torch.Tensor) -> torch.Tensor:
+        """What followed in the rows' own tokens, or else random tokens of their prompts."""
+        slots, slots_B = self._slots(), rows.slots_B.long()
+        ahead_G = torch.arange(self._window - 1, device=slots_B.device)
+        random_BG = prompt_guesses_BG(
+            slots.tokens_SL,
+            slots.prompt_lengths_S[slots_B],
+            slots_B,
+            slots.seeds_S[slots_B],
+            (seeds_B + 1 + verified.counts_B)[:, None] + ahead_G,
+        )
         room = int(input_batch.seq_lens_cpu_upper_bound.max()) + self._window + 1
-        known_BL = states.all_token_ids.gpu[slots_B, : min(room, states.all_token_ids.gpu.shape[1])]
+        known_BL = slots.tokens_SL[slots_B, :room]
         known_BL = torch.nn.functional.pad(known_BL, (0, room - known_BL.shape[1]))
         known_BL, lengths_B = append_predictions(known_BL, seeds_B, verified)
-        copied_BG, is_found_B = ngram_guesses_BG(known_BL, lengths_B, width)
+        copied_BG, is_found_B = ngram_guesses_BG(known_BL, lengths_B, self._window - 1)
         # the first place to refill continues the text; those before it hold predictions
         first_B1 = verified.is_carried_BG.sum(1, keepdim=True)
         copied_BG = copied_BG.gather(1, (ahead_G - first_B1).clamp_min(0))

@@ -130,7 +130,7 @@ def test_what_served_is_in_every_result(measured: list[tuple[Cell, CellResult]])
         assert (engine.runner, engine.scheduling) == (None, "sync")  # the engine overlaps steps on GPUs
         if isinstance(cell.method, JacobiMethod) and cell.method.policy == "fixed":  # else AR steps are not counted
             # Of this cell alone: an engine serves the next one as well. A row-step commits what held, and one more.
-            answered = 4 + 3 * 2  # once, and two of them in each repeat
+            answered = 4 + 3 * cell.load.timed_prompts(cell.concurrency)  # once, and these in each repeat
             assert engine.steps is not None
             assert engine.accepted is not None
             assert answered * 1 <= engine.steps <= answered * 12
@@ -142,7 +142,7 @@ def test_what_served_is_in_every_result(measured: list[tuple[Cell, CellResult]])
 
 
 def timed_tokens(cell: Cell, result: CellResult) -> int:
-    return sum(result.response_tokens[: cell.load.speed_prompts])
+    return sum(result.response_tokens[: cell.load.timed_prompts(cell.concurrency)])
 
 
 def test_the_floor_is_measured_while_no_decoder_takes_memory(tiny_run: Recipe, tmp_path: Path):
