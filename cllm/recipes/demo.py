@@ -45,7 +45,7 @@ def demo() -> Recipe:
         ),
         train=TrainConfig(
             optim=_optim(740, 1e-3),
-            loss=LossConfig(ar_weight=2.5, states="guess", on_policy_iterations=2, states_per_block=2),
+            loss=LossConfig(ar_weight=1.5, states="guess", on_policy_iterations=2, states_per_block=2),
         ),
         baselines=BaselinesConfig(
             draft=DraftConfig(
