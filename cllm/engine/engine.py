@@ -244,7 +244,8 @@ class Engine:
         self._acceptance.note(min(launched.width, self.config.depth), commits)
         pool = self.scheduler.pool
         milliseconds = 1000 * (now - self._read_at)
-        if launched.alone:
+        # Between two results the host also launches the step that follows, prompts to read included.
+        if launched.alone and (self._in_flight is None or self._in_flight.alone):
             self.policy.measured(len(launched.rows), launched.width, milliseconds, launched.work)
         self.last_step = StepStats(
             rows=len(launched.rows),

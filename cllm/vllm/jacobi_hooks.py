@@ -56,6 +56,7 @@ SCHEDULER_HOOKS = (
     Hook("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "update_from_output", "tells what held"),
     Hook("vllm.v1.core.sched.output", "SchedulerOutput", "num_spec_tokens_to_schedule", "narrows the window"),
     Hook("vllm.v1.core.sched.output", "SchedulerOutput", "scheduled_spec_decode_tokens", "says what rows guess"),
+    Hook("vllm.v1.core.sched.output", "SchedulerOutput", "scheduled_new_reqs", "says what rows are new"),
     Hook("vllm.v1.request", "Request", "use_structured_output", "tells requests with a grammar"),
 )
 _RUNNER_ATTRIBUTES = {

@@ -6,8 +6,6 @@ third of a step. Guesses by n-gram are left to it.
 Shapes: as in `cllm.vllm.jacobi`.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -45,7 +43,7 @@ def commit_and_refill(rows: Rows, slots: Slots, histogram: torch.Tensor, pad_id:
 
 
 @triton.jit
-def _hash(seed: Any, position_W: Any) -> Any:
+def _hash(seed: tl.tensor, position_W: tl.tensor) -> tl.tensor:
     """uint32, as `cllm.decoding.guess.Guesser` draws."""
     x_W = (seed.to(tl.uint32) * 0x9E3779B1) ^ (position_W.to(tl.uint32) * 0x85EBCA77)
     x_W = (x_W ^ (x_W >> 16)) * 0x21F0AAAD

@@ -36,6 +36,7 @@ class JacobiScheduler(JacobiPart, AsyncScheduler):  # type: ignore[misc]  # vLLM
         self._windows = make_policy(window, self.step_costs)
         self.latest_window = 1
         self._batch_before: tuple[int, int] | None = None  # rows and window of the step before, if they all decoded
+        self._admits = False  # the step scheduled last has new rows
         self._read_at = time.perf_counter()
         # vLLM's own table of guesses by batch size. With one it does not pad new rows to the widest window, which
         # would keep a narrowed batch from being uniform; the policy overrides what it says.
@@ -44,6 +45,7 @@ class JacobiScheduler(JacobiPart, AsyncScheduler):  # type: ignore[misc]  # vLLM
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         for request_id in scheduler_output.finished_req_ids:
             self._windows.forget(request_id)
+        self._admits = bool(scheduler_output.scheduled_new_reqs)
         guessing = self._rows_to_guess(scheduler_output.num_scheduled_tokens)
         scheduler_output.num_spec_tokens_to_schedule = self._windows.choose(guessing) - 1
         super()._update_after_schedule(scheduler_output)
@@ -67,14 +69,17 @@ class JacobiScheduler(JacobiPart, AsyncScheduler):  # type: ignore[misc]  # vLLM
         return outputs
 
     def _time(self, scheduler_output: Any) -> None:
-        """Tell the policy what a step took, if nothing else was done beside it and the step before was like it."""
+        """Tell the policy what a step took, if nothing else was done beside it and the step before was like it.
+
+        The step that follows has been launched by then, so its new rows are part of the time as well.
+        """
         widths = {1 + len(guesses) for guesses in scheduler_output.scheduled_spec_decode_tokens.values()} or {1}
         rows = scheduler_output.num_scheduled_tokens
         batch = (
             (len(rows), self.latest_window) if rows and set(rows.values()) == widths == {self.latest_window} else None
         )
         now = time.perf_counter()
-        if batch is not None and batch == self._batch_before:
+        if batch is not None and batch == self._batch_before and not self._admits:
             self._windows.measured(*batch, 1000 * (now - self._read_at))
         self._batch_before, self._read_at = batch, now
 

@@ -13,6 +13,7 @@ from cllm.decoding.decoder import JacobiDecoder
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import autoregressive
 from cllm.engine.config import EngineConfig
+from cllm.engine.policy import FixedWindow
 from cllm.errors import InputError
 from cllm.tasks.tokenizer import train_tokenizer
 from tests.engine.making import check_books, make_engine, requests
@@ -156,6 +157,31 @@ def test_recorded_trajectories_are_those_of_the_slow_decoder(num_blocks):
             model, num_blocks=num_blocks, window=5, refill="block", record=True, overlap=overlap, prefill_tokens=4
         )
         assert [r.trajectory for r in engine.generate(requests)] == [r.trajectory for r in slow.generate(requests)]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_step_times_do_not_hold_the_reading_of_prompts(overlap, monkeypatch):
+    """With overlap the host launches the next step, prompts included, before it reads the result of this one."""
+
+    class Notes(FixedWindow):
+        def measured(self, batch, n, milliseconds, work="greedy"):
+            noted.append(len(alone))
+
+    noted, alone = [], []
+    engine = make_engine(tiny_model(2), policy=Notes(4), window=4, max_rows=2, overlap=overlap)
+    launch = engine.runner.launch
+
+    def note(*args, **kwargs):
+        alone.append(kwargs["alone"])
+        return launch(*args, **kwargs)
+
+    monkeypatch.setattr(engine.runner, "launch", note)
+    engine.generate([DecodeRequest((3, 9, 4), count) for count in (3, 30, 20, 25, 6)])
+    assert alone.count(False) > 2, "no prompt was read while another row decoded"
+    if overlap:  # a step is read when the next one has been launched, and the last one not at all
+        assert noted == [i + 1 for i in range(1, len(alone)) if alone[i - 1] and alone[i]]
+    else:
+        assert noted == [i for i, is_alone in enumerate(alone, 1) if is_alone]
 
 
 def test_wide_windows_may_change_from_step_to_step():

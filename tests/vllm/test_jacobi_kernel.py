@@ -1,5 +1,9 @@
 """The sampler's kernel against its twin in plain torch: on a GPU, else on Triton's interpreter. Needs no vLLM."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -98,3 +102,28 @@ def test_a_row_without_a_slot_touches_none(device: torch.device) -> None:
     jacobi_kernel.commit_and_refill(rows, slots, torch.zeros(36, dtype=torch.long, device=device), 7)
     for tensor, other in zip(slots, before, strict=True):
         torch.testing.assert_close(tensor, other)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from cllm.vllm.jacobi_kernel import _kernel
+
+wide = {"predictions_ptr", "positions_ptr", "logits_indices_ptr", "drafts_ptr", "seeds_ptr", "out_tokens_ptr"}
+wide.add("histogram_ptr")
+names = [parameter.name for parameter in _kernel.params]
+for prompt in (False, True):
+    values = {"PROMPT": prompt, "WINDOW": 16, "BLOCK": 16}
+    types = {name: "*i64" if name in wide else "*i32" if name.endswith("_ptr") else "i32" for name in names}
+    types |= dict.fromkeys(values, "constexpr")
+    places = {(names.index(name),): value for name, value in values.items()}
+    compile(ASTSource(_kernel, types, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests compile it")
+def test_the_kernel_compiles_for_a_gpu() -> None:
+    """The interpreter takes more than the compiler does. In a process without it; no GPU is needed."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
