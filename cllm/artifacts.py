@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cllm.config import Config, digest
 from cllm.errors import InputError
@@ -206,15 +206,37 @@ def _exclusive(path: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise InputError(f"{path}: cannot create its folder ({error.strerror})") from error
     lock_path = _sibling(path, "lock")
-    with lock_path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path}: another process is writing it") from None
+    try:
+        lock = _lock(lock_path)
+    except BlockingIOError:
+        raise InputError(f"{path}: another process is writing it") from None
+    with lock:
         try:
             yield
         finally:
             lock_path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """The locked file at `path`. Raises BlockingIOError if another process has it."""
+    while True:
+        lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            lock.close()
+            raise
+        # Its last owner may have removed it since it was opened: then others would lock a new one beside it.
+        if _is_at(path, lock):
+            return lock
+        lock.close()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sibling(path: Path, suffix: str) -> Path:

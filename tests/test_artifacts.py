@@ -1,13 +1,14 @@
 """Output folders: whole or absent, checked on reading, resumable after a kill."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -132,6 +133,24 @@ def test_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an output folder of ours"):
         make(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_a_lock_that_its_owner_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a third writer would lock a new file, and both would write."""
+    flock, calls = fcntl.flock, []
+
+    def slow_flock(file: IO[str], operation: int) -> None:
+        if not calls:  # the owner ends between our opening of the file and our lock
+            (tmp_path / "out.lock").unlink()
+        calls.append(file)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow_flock)
+    with write_artifact(tmp_path / "out", kind="prompts", inputs=INPUTS, provenance={}) as folder:
+        (folder / "rows.txt").write_text("first")
+        assert len(calls) == 2
+        with pytest.raises(InputError, match="another process is writing"):
+            make(tmp_path / "out")
 
 
 def test_second_writer_is_refused_while_the_first_writes(tmp_path: Path) -> None:
