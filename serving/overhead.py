@@ -11,6 +11,7 @@ the last line of standard output or in --output; a table comes before it.
 
 import argparse
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -149,11 +150,16 @@ def document(arguments: argparse.Namespace, model: CllmModel, repeats: Sequence[
     return OverheadDocument(
         provenance=collect_provenance(["serving/overhead.py", *arguments.words]),
         model=arguments.model,
-        settings={name: getattr(arguments, name) for name in asked} | {"model": given},
+        settings={name: getattr(arguments, name) for name in asked} | {"model": given, "environment": serve_settings()},
         tokens_per_s=compare_speed(repeats),
         first_token_s=compare_delay(repeats),
         repeats=tuple(repeats),
     )
+
+
+def serve_settings() -> dict[str, str]:
+    """Variables that choose how Serve runs: its proxy, its threads."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("RAY_SERVE_")}
 
 
 @contextmanager
@@ -171,6 +177,12 @@ def deployed(name: str, model: CllmModel) -> Iterator[tuple[str, serve.handle.De
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+async def _measured(
+    handle: serve.handle.DeploymentHandle[MeasuredReplica], load: Load, prompts: Sequence[str]
+) -> Answers:
+    return await handle.measure.remote(load, prompts)
 
 
 def _figures(way: Way, busy: Load, lone: Load) -> Figures:
@@ -217,13 +229,14 @@ def main(words: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with deployed(asked.model, model) as (url, handle):
+    # One loop for all: with RAY_SERVE_THROUGHPUT_OPTIMIZED=1 a handle belongs to the loop that it is first used in.
+    with asyncio.Runner() as loop, deployed(asked.model, model) as (url, handle):
         busy = Load(url, asked.model, asked.requests, asked.max_tokens, asked.concurrency, ignore_eos=asked.ignore_eos)
         shortest = min(asked.max_tokens, _FIRST_MAX_TOKENS)
         lone = Load(url, asked.model, asked.lone_requests, shortest, concurrency=1)
         repeats = measure(
-            lambda load: handle.measure.remote(load, prompts).result(),
-            lambda load: asyncio.run(run_load(load, prompts)),
+            lambda load: loop.run(_measured(handle, load, prompts)),
+            lambda load: loop.run(run_load(load, prompts)),
             busy,
             lone,
             asked.repeats,
