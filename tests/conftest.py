@@ -3,8 +3,8 @@
 Without a GPU, Triton's kernels run on its interpreter. Triton reads the variable when it is first imported, and vLLM
 imports it as well, so it is set before any test module is.
 
-`make test` runs two processes: one has the tests that start a Ray or a server on this machine, one after the other, the
-other one the rest.
+`make test` runs two processes: one has the tests of clusters and jobs, which ask Ray for the whole machine, one after
+the other; the other process has the rest.
 """
 
 import os

@@ -168,6 +168,16 @@ def prompt_guesses_BG(
     return tokens_SL[slots_B[:, None], x_BG % prompt_lengths_B.long().clamp_min(1)[:, None]].long()
 
 
+def prompt_refill_BG(rows: Rows, slots: Slots, verified: Verified, seeds_B: torch.Tensor) -> torch.Tensor:
+    """`prompt_guesses_BG` for the places behind what each row has committed, its seed being at `seeds_B`."""
+    slots_B = rows.slots_B.long()
+    ahead_G = torch.arange(slots.draft_tokens_SG.shape[1], device=slots_B.device)
+    positions_BG = (seeds_B + 1 + verified.counts_B)[:, None] + ahead_G
+    return prompt_guesses_BG(
+        slots.tokens_SL, slots.prompt_lengths_S[slots_B], slots_B, slots.seeds_S[slots_B], positions_BG
+    )
+
+
 def ngram_guesses_BG(known_BL: torch.Tensor, lengths_B: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What followed the last time that the two last tokens, or else the last one, stood in the same row.
 

@@ -16,7 +16,7 @@ import torch
 
 from cllm.vllm import jacobi, jacobi_kernel
 from cllm.vllm.config import JacobiOptions
-from cllm.vllm.jacobi import Rows, Slots, Verified, append_predictions, ngram_guesses_BG, prompt_guesses_BG
+from cllm.vllm.jacobi import Rows, Slots, Verified, append_predictions, ngram_guesses_BG, prompt_refill_BG
 
 
 class JacobiSampler:
@@ -85,21 +85,15 @@ class JacobiSampler:
 
     def _ngrams_BG(self, rows: Rows, input_batch: Any, verified: Verified, seeds_B: torch.Tensor) -> torch.Tensor:
         """What followed in the rows' own tokens, or else random tokens of their prompts."""
-        slots, slots_B = self._slots(), rows.slots_B.long()
-        ahead_G = torch.arange(self._window - 1, device=slots_B.device)
-        random_BG = prompt_guesses_BG(
-            slots.tokens_SL,
-            slots.prompt_lengths_S[slots_B],
-            slots_B,
-            slots.seeds_S[slots_B],
-            (seeds_B + 1 + verified.counts_B)[:, None] + ahead_G,
-        )
+        slots = self._slots()
+        random_BG = prompt_refill_BG(rows, slots, verified, seeds_B)
         room = int(input_batch.seq_lens_cpu_upper_bound.max()) + self._window + 1
-        known_BL = slots.tokens_SL[slots_B, :room]
+        known_BL = slots.tokens_SL[rows.slots_B.long(), :room]
         known_BL = torch.nn.functional.pad(known_BL, (0, room - known_BL.shape[1]))
         known_BL, lengths_B = append_predictions(known_BL, seeds_B, verified)
         copied_BG, is_found_B = ngram_guesses_BG(known_BL, lengths_B, self._window - 1)
         # the first place to refill continues the text; those before it hold predictions
         first_B1 = verified.is_carried_BG.sum(1, keepdim=True)
+        ahead_G = torch.arange(self._window - 1, device=copied_BG.device)
         copied_BG = copied_BG.gather(1, (ahead_G - first_B1).clamp_min(0))
         return torch.where(is_found_B[:, None], copied_BG, random_BG)

@@ -12,7 +12,7 @@ from cllm.vllm import jacobi
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from cllm.vllm import jacobi_kernel
-from cllm.vllm.jacobi import Committed, Rows, Slots, Verified, prompt_guesses_BG
+from cllm.vllm.jacobi import Committed, Rows, Slots, Verified
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -63,11 +63,7 @@ def by_twin(rows: Rows, slots: Slots, histogram: torch.Tensor, pad_id: int | Non
     def fresh_BG(verified: Verified, seeds_B: torch.Tensor) -> torch.Tensor:
         if pad_id is not None:
             return torch.full_like(verified.carried_BG, pad_id)
-        slots_B = rows.slots_B.long()
-        ahead_G = torch.arange(slots.draft_tokens_SG.shape[1], device=slots_B.device)
-        positions_BG = (seeds_B + 1 + verified.counts_B)[:, None] + ahead_G
-        lengths_B, seeds = slots.prompt_lengths_S[slots_B], slots.seeds_S[slots_B]
-        return prompt_guesses_BG(slots.tokens_SL, lengths_B, slots_B, seeds, positions_BG)
+        return jacobi.prompt_refill_BG(rows, slots, verified, seeds_B)
 
     return jacobi.commit_and_refill(rows, slots, histogram, fresh_BG)
 
