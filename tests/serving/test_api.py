@@ -227,7 +227,13 @@ def test_events_are_as_the_schema_says(server: Server, path: str, body: dict[str
     assert end == {"const": "[DONE]"}
     described = event["contentSchema"] | {"components": document["components"]}
     schema = jsonschema.Draft202012Validator(described)
-    options = {"decoding": "guesses", "stream_options": {"include_usage": True}, "seed": 0, "ignore_eos": True, "max_tokens": 24}
+    options = {
+        "decoding": "guesses",
+        "stream_options": {"include_usage": True},
+        "seed": 0,
+        "ignore_eos": True,
+        "max_tokens": 24,
+    }
     events = events_of(server, path, body | options)
     assert len(events) > 5
     for found in events:
