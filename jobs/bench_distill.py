@@ -2,6 +2,8 @@
 
     python jobs/bench_distill.py --recipe demo
     python jobs/bench_distill.py --recipe gsm8k-small --actors 2    # and what a second actor brings
+    python jobs/bench_distill.py --recipe spider-small --set teacher.path=/models/7b --set teacher.scratch=null \
+        --set finetune=null --collection-only                       # needs prompts and teacher, nothing trained
 
 Both are compared with the way of the paper's code. One process with a machine (or a GPU) of its own measures; the last
 line is one JSON document.
@@ -30,7 +32,13 @@ from cllm.layout import teacher_path, teacher_revision
 from cllm.models import load_model, pad_token_id
 from cllm.provenance import collect_provenance
 from cllm.recipe import LossConfig, Recipe
-from cllm.report.distill_costs import TRAINING_GOAL, collection_document, comparison_document, costs_text
+from cllm.report.distill_costs import (
+    TRAINING_GOAL,
+    collection_document,
+    collection_text,
+    comparison_document,
+    costs_text,
+)
 from cllm.training.session import read_trajectories, trajectory_documents
 from cllm.training.sources import WindowGuess
 from jobs import stages
@@ -52,11 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--actors", type=int, default=1, metavar="N", help="compare so many collecting actors with one (default: none)"
     )
+    parser.add_argument(
+        "--collection-only", action="store_true", help="measure collection alone, before anything is collected; no file"
+    )
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if min(arguments.slow_prompts, arguments.repeats, arguments.actors) < 1:
         raise InputError("--slow-prompts, --repeats and --actors: must be at least 1")
+    if arguments.collection_only:
+        run_collection_alone(recipe, arguments)
+        return
     output = stages.bench(recipe)
     output.require_sources()
     connect(recipe)
@@ -73,6 +87,21 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
         (folder / RESULTS_NAME).write_text(json.dumps(without_folders(document), indent=1, allow_nan=False))
     print(f"\n{costs_text(figures)}\n", flush=True)
     print_last_line_json(figures)
+
+
+def run_collection_alone(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    stages.collect(recipe).require_sources()
+    connect(recipe)
+    task: Any = ray.remote(measure_collection).options(**whole_machine(recipe))
+    collection, hardware = ray.get(task.remote(recipe, arguments.slow_prompts, arguments.repeats))
+    figures: dict[str, Any] = {"collection": collection}
+    if arguments.actors > 1:
+        figures["actors"] = measure_actors(recipe, arguments.actors)
+    print(f"\n{collection_text(collection)}\n", flush=True)
+    provenance = collect_provenance(sys.argv) | {"hardware": hardware}
+    print_last_line_json(
+        without_folders(figures | {"recipe": recipe.model_dump(mode="json"), "provenance": provenance})
+    )
 
 
 @ray.remote

@@ -46,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="of random prompts (default 128)")
     result.add_argument("--new-tokens", type=int, default=256, metavar="N", help="at most (default 256)")
     result.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N")
+    result.add_argument(
+        "--jacobi-concurrency",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of requests in flight at which Jacobi is measured, too (default: those of --concurrency)",
+    )
     result.add_argument("--n", type=int, nargs="+", default=[16], metavar="N", help="windows of Jacobi (default 16)")
     result.add_argument("--decoders", nargs="+", default=["ar", "jacobi"], choices=DECODERS)
     result.add_argument("--guess", default="pad", choices=["pad", "prompt"], help="initial guesses (default pad)")
@@ -91,8 +98,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     numbers = [arguments.num_prompts, arguments.prompt_tokens, arguments.new_tokens, arguments.shards]
-    if min(*numbers, *arguments.concurrency, *arguments.n) < 1:
-        raise InputError("--num-prompts, --prompt-tokens, --new-tokens, --shards, --concurrency, --n: at least 1 each")
+    crowds = [*arguments.concurrency, *(arguments.jacobi_concurrency or [])]
+    if min(*numbers, *crowds, *arguments.n) < 1:
+        raise InputError(
+            "--num-prompts, --prompt-tokens, --new-tokens, --shards, --concurrency, --jacobi-concurrency, --n: "
+            "at least 1 each"
+        )
     if arguments.prompts is not None and arguments.model is None:
         raise InputError("--prompts: a model with random weights has no tokenizer that made them; give --model")
     if arguments.shards > 1 and (arguments.tune or arguments.agreement):
@@ -170,10 +181,13 @@ def noted(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    for concurrency in arguments.concurrency:
+    asked = {"ar": arguments.concurrency}
+    jacobi = arguments.jacobi_concurrency or arguments.concurrency
+    for concurrency in sorted({*arguments.concurrency, *jacobi}):
         for decoder in arguments.decoders:
-            for n in [1] if decoder == "ar" else arguments.n:
-                yield Case(decoder, n, concurrency)
+            if concurrency in asked.get(decoder, jacobi):
+                for n in [1] if decoder == "ar" else arguments.n:
+                    yield Case(decoder, n, concurrency)
 
 
 def subject_of(arguments: argparse.Namespace) -> EngineSubject:

@@ -207,9 +207,10 @@ def longest_of(requests: Sequence[DecodeRequest]) -> int:
 
 
 def measure_load(backend: Backend, requests: Sequence[DecodeRequest], concurrency: int) -> Load:
-    """A closed loop over `workload`, after a short one that warms up what is timed."""
-    closed_loop(backend, [replace(request, max_new_tokens=8) for request in requests], concurrency)
-    return closed_loop(backend, workload(requests, concurrency), concurrency)
+    """A closed loop over `workload`, after one of shorter answers that warms up what is timed."""
+    timed = workload(requests, concurrency)
+    closed_loop(backend, [replace(request, max_new_tokens=8) for request in timed], concurrency)
+    return closed_loop(backend, timed, concurrency)
 
 
 def workload(requests: Sequence[DecodeRequest], concurrency: int) -> list[DecodeRequest]:

@@ -36,10 +36,11 @@ def comparison_document(comparison: CostComparison) -> dict[str, Any]:
 
 def costs_text(document: Mapping[str, Any]) -> str:
     """Both tables, each with its ratio held against its goal."""
-    return f"{_collection_text(document['collection'])}\n\n{_training_text(document['training_tokens'])}"
+    return f"{collection_text(document['collection'])}\n\n{_training_text(document['training_tokens'])}"
 
 
-def _collection_text(collection: Mapping[str, Any]) -> str:
+def collection_text(collection: Mapping[str, Any]) -> str:
+    """The table of both ways to collect, with its ratio held against its goal."""
     title = (
         f"Collection, response tokens/s (threads: {collection['threads']}; median of {collection['repeats']} "
         "repeats in turns, slowest and fastest in brackets)"

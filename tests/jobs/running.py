@@ -50,11 +50,11 @@ def arguments(overrides: tuple[str, ...], recipe: str = "debug", *, flag: str = 
 
 
 def run_job(
-    job: str, overrides: tuple[str, ...], *, cwd: Path, flag: str = "--recipe", **env: str
+    job: str, overrides: tuple[str, ...], *, cwd: Path, flag: str = "--recipe", more: tuple[str, ...] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end on a local Ray of its own."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides, flag=flag)],
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments(overrides, flag=flag), *more],
         cwd=cwd,
         env=_environment() | env,
         capture_output=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench_engine import parser, run
+from jobs.bench_engine import cases, parser, run
 from jobs.cli import exit_code_of
 
 pytestmark = pytest.mark.ray
@@ -30,6 +30,14 @@ def test_a_row_for_each_case_and_a_document(
         "block": 1,
     }
     assert str(tmp_path) not in json.dumps(document["settings"])
+
+
+def test_jacobi_may_be_measured_at_fewer_concurrencies() -> None:
+    asked = ["--concurrency", "1", "8", "--jacobi-concurrency", "1", "--n", "4", "16"]
+    found = [
+        (case.decoder, case.n, case.concurrency) for case in cases(parser().parse_args(["--shape", "tiny", *asked]))
+    ]
+    assert found == [("ar", 1, 1), ("jacobi", 4, 1), ("jacobi", 16, 1), ("ar", 1, 8)]
 
 
 def test_a_model_divided_among_two_processes(local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
