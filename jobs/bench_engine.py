@@ -117,7 +117,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(arguments).items() if key not in ("model", "prompts", "out")}
 
 
-@ray.remote
+@ray.remote(max_calls=1)  # its process ends with it and leaves all memory to vLLM
 def measure_cllm(arguments: argparse.Namespace) -> dict[str, Any]:
     subject, device = subject_of(arguments), default_device()
     bandwidth = copy_bandwidth(device)

@@ -8,6 +8,7 @@ from typing import Any
 from cllm.decoding.backend import Backend
 from cllm.engine.async_engine import AsyncEngine
 from cllm.engine.load import load_engine
+from cllm.engine.process import ProcessEngine
 from cllm.engine.shards import ShardedEngine
 from cllm.errors import InputError
 from cllm.models import context_length, eos_token_ids, load_generation_config, load_tokenizer, pad_token_id
@@ -73,7 +74,7 @@ def _make_cllm(model: CllmModel) -> Backend:
         precision=model.precision,
         quantization=model.quantization,
     )
-    return load() if model.world == 1 else ShardedEngine(load, model.world)
+    return ProcessEngine(load) if model.world == 1 else ShardedEngine(load, model.world)
 
 
 def _make_vllm(model: VllmModel, context: int) -> Backend:

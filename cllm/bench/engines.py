@@ -214,8 +214,8 @@ def measure_load(backend: Backend, requests: Sequence[DecodeRequest], concurrenc
 
 
 def workload(requests: Sequence[DecodeRequest], concurrency: int) -> list[DecodeRequest]:
-    """The requests, repeated where needed: twice as many as fly at a time, and 16 at least if there are so many."""
-    count = max(2 * concurrency, min(16, len(requests)))
+    """The requests, repeated where needed: twice as many as fly at a time, and 8 at least if there are so many."""
+    count = max(2 * concurrency, min(8, len(requests)))
     return list(islice(cycle(requests), count))
 
 

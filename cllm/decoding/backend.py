@@ -1,7 +1,8 @@
 """The one contract of engines that decode requests step by step, whoever made them.
 
-Ours is a `Backend` in one process (`cllm.engine.engine.Engine`) or several (`cllm.engine.shards.ShardedEngine`), vLLM
-is one (`cllm.vllm.llm.VllmBackend`), and so are decoders that take one request at a time (`cllm.bench.one_by_one`).
+Ours is a `Backend` in this process (`cllm.engine.engine.Engine`), in one of its own (`cllm.engine.process`) or in
+several (`cllm.engine.shards`), vLLM is one (`cllm.vllm.llm.VllmBackend`), and so are decoders that take one request at
+a time (`cllm.bench.one_by_one`).
 Benchmarks, evaluation and serving know nothing else of them.
 """
 
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from cllm.decoding.records import Commit, DecodeRequest, DecodeResult, FinishReason
 from cllm.decoding.stats import BackendStats, StepStats
+from cllm.errors import InputError
 
 
 class RequestFailedError(RuntimeError):
@@ -19,12 +21,15 @@ class RequestFailedError(RuntimeError):
     Attributes:
         key: of the request.
         commits: what the step committed to the others.
+        refusal: what is wrong with the request, where the engine could not say so when it was added.
     """
 
-    def __init__(self, key: int, reason: str, commits: Sequence[Commit]) -> None:
+    def __init__(self, key: int, reason: str, commits: Sequence[Commit], refusal: InputError | None = None) -> None:
         super().__init__(f"the engine gave up a request: {reason}")
         self.key = key
+        self.reason = reason
         self.commits = list(commits)
+        self.refusal = refusal
 
 
 class Backend(Protocol):
@@ -45,7 +50,7 @@ class Backend(Protocol):
         """Queue a request; the key that names it in `step` and `abort`.
 
         Raises:
-            InputError: the engine refuses it.
+            InputError: the engine refuses it. One in another process says so in a later `step`.
         """
 
     def abort(self, key: int) -> None:

@@ -220,7 +220,7 @@ class AsyncEngine:
         except RequestFailedError as error:
             stream = self._streams.pop(error.key, None)
             if stream is not None:
-                stream.put(error)
+                stream.put(error.refusal or error)
             return error.commits
 
     def _obey(self, engine: Backend) -> bool:

@@ -4,15 +4,13 @@ A child ends when its parent does, however that ends; a child that dies is told 
 """
 
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from cllm.engine.children import live_with_parent
 from cllm.engine.engine import Engine
 from cllm.engine.parallel import Group, Leader, follow
 from cllm.errors import InputError
@@ -124,8 +122,7 @@ class _Followers:
 
 def _follow(load: LoadShard, rank: int, world: int, port: int) -> None:
     """The life of a follower."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the leader, and its end reaches us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    live_with_parent()
     store = dist.TCPStore(_HOST, port, is_master=False)
     store.set(multiprocessing.current_process().name, "up")
     group = _join(store, rank, world)
@@ -134,14 +131,6 @@ def _follow(load: LoadShard, rank: int, world: int, port: int) -> None:
     except InputError as error:
         raise SystemExit(f"rank {rank}: {error}") from None
     dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """On a thread of its own: the main thread may wait in a collective that never ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _join(store: dist.Store, rank: int, world: int) -> Group:

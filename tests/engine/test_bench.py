@@ -80,7 +80,7 @@ def test_floor_counts_every_matrix_once():
 def test_workload_is_twice_the_concurrency():
     requests = [DecodeRequest((i + 3,), 4) for i in range(40)]
     assert workload(requests[:3], 1) == requests[:3]
-    assert workload(requests, 1) == requests[:16]
+    assert workload(requests, 1) == requests[:8]
     assert workload(requests[:3], 4) == [*requests[:3], *requests[:3], *requests[:2]]
 
 
