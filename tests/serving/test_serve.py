@@ -1,5 +1,6 @@
 """A real Serve application: two replicas of a model, and a small one that is easily overloaded."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -51,8 +52,12 @@ def replicas() -> list[int]:
 
 
 def num_unfinished(model: str) -> int:
-    handle: Any = serve.get_deployment_handle(model, APP_NAME)
-    return sum(handle.broadcast("num_unfinished").results())
+    async def ask() -> list[int]:  # with RAY_SERVE_THROUGHPUT_OPTIMIZED handles work inside an event loop only
+        handle: Any = serve.get_deployment_handle(model, APP_NAME)
+        found: list[int] = await handle.broadcast("num_unfinished").results_async()
+        return found
+
+    return sum(asyncio.run(ask()))
 
 
 def alone(replica: Replica, server_url: str, prompt: str, **options: Any) -> str:
