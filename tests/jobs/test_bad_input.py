@@ -138,7 +138,7 @@ def test_output_of_another_recipe_is_not_built_on(
 
 
 def measured_distillation(recipe: Recipe, _arguments: argparse.Namespace) -> None:
-    bench_distill.run(recipe, argparse.Namespace(slow_prompts=1, repeats=1, actors=1))
+    bench_distill.run(recipe, argparse.Namespace(slow_prompts=1, repeats=1, actors=1, collection_only=False))
 
 
 MAKERS = {
