@@ -2,8 +2,7 @@
 
 Ours is a `Backend` in this process (`cllm.engine.engine.Engine`), in one of its own (`cllm.engine.process`) or in
 several (`cllm.engine.shards`), vLLM is one (`cllm.vllm.llm.VllmBackend`), and so are decoders that take one request at
-a time (`cllm.bench.one_by_one`).
-Benchmarks, evaluation and serving know nothing else of them.
+a time (`cllm.bench.one_by_one`). Benchmarks, evaluation and serving know nothing else of them.
 """
 
 from collections.abc import Iterator, Sequence
