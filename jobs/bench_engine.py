@@ -58,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--guess", default="pad", choices=["pad", "prompt"], help="initial guesses (default pad)")
     result.add_argument("--shards", type=int, default=1, metavar="N", help="GPUs that divide the model (default 1)")
     result.add_argument("--tune", action="store_true", help="let the kernels find their fastest launches first")
-    result.add_argument("--attention", default="auto", choices=["auto", "triton", "torch"], help="default: the best")
+    result.add_argument(
+        "--attention",
+        default="auto",
+        choices=["auto", "flash", "triton", "torch"],
+        help="default: the best of a step",
+    )
     result.add_argument(
         "--agreement",
         action="store_true",

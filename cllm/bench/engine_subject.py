@@ -15,13 +15,14 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.engine.attention import Attention, TorchAttention
 from cllm.engine.backends import attention_for, ops_for, triton_attention
+from cllm.engine.flash_attention import FlashAttention3
 from cllm.engine.model import DecoderModel
 from cllm.engine.parallel import Group
 from cllm.engine.weights import ModelOptions, load_model, random_model
 from cllm.models import eos_token_ids, load_generation_config, load_tokenizer, pad_token_id
 from cllm.tasks.prompts import draw_prompts
 
-AttentionName = Literal["auto", "triton", "torch"]
+AttentionName = Literal["auto", "flash", "triton", "torch"]
 
 SHAPES: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -114,6 +115,8 @@ class EngineSubject:
         return [DecodeRequest(tuple(row), self.new_tokens, endless) for row in tokens_BL.tolist()]
 
     def _attention(self, dtype: torch.dtype, device: torch.device) -> Attention:
+        if self.attention == "flash":
+            return FlashAttention3(device)
         if self.attention == "torch":
             return TorchAttention()
         return triton_attention(device) if self.attention == "triton" else attention_for(device, dtype)

@@ -9,6 +9,7 @@ from cllm.engine.attention import Attention, TorchAttention
 from cllm.engine.flash_attention import DTYPES, FlashAttention3
 from cllm.engine.model import DecoderModel
 from cllm.engine.ops import Ops, TorchOps
+from cllm.engine.state import DeviceState
 
 
 def tune(model: DecoderModel, num_tokens: Sequence[int]) -> None:
@@ -32,7 +33,7 @@ def tune(model: DecoderModel, num_tokens: Sequence[int]) -> None:
 
 def ops_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ops:
     """Our Triton kernels on a GPU in bfloat16, else plain torch."""
-    if device.type == "cuda" and dtype == torch.bfloat16 and importlib.util.find_spec("triton") is not None:
+    if dtype == torch.bfloat16 and _has_triton(device):
         from cllm.engine.triton_ops import TritonOps
 
         return TritonOps()
@@ -40,15 +41,16 @@ def ops_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ops:
 
 
 def attention_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Attention:
-    """FlashAttention-3 where it runs (with our kernel for masks), else our Triton kernel on a GPU, else plain torch.
+    """FlashAttention-3 where it runs (with our kernel for masks and few tiles), else our Triton kernel on a GPU, else
+    plain torch.
 
     Args:
         dtype: of queries, keys and values.
     """
-    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    ours = triton_attention(device) if _has_triton(device) else None
     if dtype in DTYPES and FlashAttention3.available(device):
-        return FlashAttention3(device, masked=triton_attention(device) if has_triton else None)
-    return triton_attention(device) if has_triton else TorchAttention()
+        return FlashAttention3(device, masked=ours, few=ours)
+    return ours or TorchAttention()
 
 
 def triton_attention(device: torch.device) -> Attention:
@@ -56,3 +58,16 @@ def triton_attention(device: torch.device) -> Attention:
     from cllm.engine.triton_attention import TritonAttention
 
     return TritonAttention(device)
+
+
+def state_for(device: torch.device) -> type[DeviceState]:
+    """With our Triton kernels on a GPU, else in plain torch."""
+    if _has_triton(device):
+        from cllm.engine.triton_state import TritonState
+
+        return TritonState
+    return DeviceState
+
+
+def _has_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -17,6 +17,7 @@ from cllm.engine.ops import Pages
 from cllm.errors import InputError
 
 DTYPES = (torch.bfloat16, torch.float16)
+_TILE_ROWS = 128  # query rows of one of its programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +50,20 @@ class FlashAttention3:
 
     Args:
         masked: takes over where the windows have a mask, which FlashAttention-3 does not read; None: plain torch.
+        few: takes over where tiles are too few to fill the GPU. FlashAttention-3 shares out their keys then, and merges
+            them in a second launch; neither launch starts before the one in front has ended. None: it stays.
 
     Raises:
         InputError: FlashAttention-3 is not available for the device.
     """
 
-    def __init__(self, device: torch.device, masked: Attention | None = None) -> None:
+    def __init__(self, device: torch.device, *, masked: Attention | None = None, few: Attention | None = None) -> None:
         build = _load() if _is_hopper(device) else None
         if build is None:
             raise InputError(f"device: FlashAttention-3 needs a Hopper GPU and its package or vLLM, got {device}")
         self._build = build
         self._masked = masked or TorchAttention()
+        self._few = few
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._offsets: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -70,7 +74,16 @@ class FlashAttention3:
 
     def prepare(self, windows: Windows, num_heads: int, pages: Pages) -> Windows:
         """With the division of the work, so that not every layer computes it."""
-        return windows if windows.mask is not None else self._planned(windows, num_heads, pages)
+        other = self._substitute(windows, num_heads, pages)
+        return self._planned(windows, num_heads, pages) if other is None else other.prepare(windows, num_heads, pages)
+
+    def _substitute(self, windows: Windows, num_heads: int, pages: Pages) -> Attention | None:
+        """Who computes attention of such windows instead."""
+        if windows.mask is not None:
+            return self._masked
+        num_kv = pages.keys_NSKD.shape[2]
+        tiles = len(windows.starts_B) * num_kv * -(-windows.width * (num_heads // num_kv) // _TILE_ROWS)
+        return self._few if tiles < self._num_processors else None
 
     def _planned(self, windows: Windows, num_heads: int, pages: Pages) -> FlashWindows:
         batch, max_blocks = windows.tables_BM.shape
@@ -109,8 +122,9 @@ class FlashAttention3:
         Raises:
             InputError: the queries are neither bfloat16 nor float16.
         """
-        if windows.mask is not None:
-            return self._masked(q_THD, pages, windows)
+        other = self._substitute(windows, q_THD.shape[1], pages)
+        if other is not None:
+            return other(q_THD, pages, windows)
         if q_THD.dtype not in DTYPES:
             raise InputError(f"q_THD: FlashAttention-3 takes bfloat16 and float16, not {q_THD.dtype}")
         if not isinstance(windows, FlashWindows):

@@ -147,8 +147,8 @@ class JacobiStep:
 
     def predict(self, inputs_BX: torch.Tensor, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
         slots_B = inputs_BX[:, 0]
-        window_BW, starts_B = self.runner.state.window(slots_B, self.width)
-        hidden_TE = self.runner.hidden_TE(slots_B, window_BW, starts_B, num_blocks)
+        window_BW, places = self.runner.state.window(slots_B, self.width, num_blocks)
+        hidden_TE = self.runner.hidden_TE(window_BW, places)
         return window_BW, self.runner.model.logits_RV(hidden_TE).unflatten(0, window_BW.shape)
 
     def finish(
@@ -160,9 +160,8 @@ class JacobiStep:
         else:
             positions_BW = state.positions(state.length_R[slots_B], self.width)
             predictions_BW = sampler.pick_BW(logits_BPV, fed_BP, positions_BW, slots_B)
-        counts_B = state.accept(slots_B, fed_BP, predictions_BW)
-        result_BX = torch.cat([counts_B[:, None], predictions_BW], dim=1)
+        result_BX = state.accept(slots_B, fed_BP, predictions_BW)
         if greedy:
             return result_BX, None
-        sampler.commit(slots_B, predictions_BW, counts_B)
+        sampler.commit(slots_B, predictions_BW, result_BX[:, 0])
         return result_BX, sampler.logprobs(logits_BPV, predictions_BW)

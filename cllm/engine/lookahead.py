@@ -109,8 +109,9 @@ class LookaheadStep:
 
     def predict(self, inputs_BX: torch.Tensor, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
         slots_B, seeds_B, tokens_BT = inputs_BX[:, 0], inputs_BX[:, 1], inputs_BX[:, 2:]
+        places = self._runner.state.places(slots_B, seeds_B, self.width, num_blocks)
         hidden_TE = self._runner.hidden_TE(
-            slots_B, tokens_BT, seeds_B, num_blocks, offsets_W=self._offsets_T, mask=self._mask
+            tokens_BT, places, positions_BW=seeds_B[:, None] + self._offsets_T, mask=self._mask
         )
         hidden_BPE = hidden_TE.unflatten(0, tokens_BT.shape)[:, self._read_P]
         logits_RV = self._runner.model.logits_RV(hidden_BPE.flatten(0, 1))

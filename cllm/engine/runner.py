@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 
 from cllm.engine.attention import WindowMask, Windows
+from cllm.engine.backends import state_for
 from cllm.engine.config import EngineConfig
 from cllm.engine.model import DecoderModel
 from cllm.engine.ops import Pages
 from cllm.engine.sampler import Logprobs, Sampler
 from cllm.engine.scheduler import Chunk
 from cllm.engine.sequence import Sequence
-from cllm.engine.state import DeviceState
+from cllm.engine.state import Places
 from cllm.engine.step import Launched, Step
 
 _GROUP_TOKENS = 8192  # of one forward that reads prompts
@@ -56,7 +56,7 @@ class Runner:
         self.block_tokens = config.block_tokens
         self.num_blocks = num_blocks
         self._most_logits = bucket(config.max_rows) * config.width * model.shape.vocab_size
-        self.state = DeviceState(
+        self.state = state_for(self.device)(
             num_rows=config.max_rows,
             max_tokens=config.max_tokens,
             margin=config.width,
@@ -81,9 +81,9 @@ class Runner:
         for width, group in _groups_of_similar_length(chunks):
             slots_B = self.state.upload([chunk.sequence.place for chunk in group])
             starts_B = self.state.upload([chunk.start for chunk in group])
-            tokens_BW = self.state.tokens_at(slots_B, self.state.positions(starts_B, width))
             end = max(chunk.start for chunk in group) + width
-            self.hidden_TE(slots_B, tokens_BW, starts_B, self._blocks_until(end))
+            places = self.state.places(slots_B, starts_B, width, self._blocks_until(end))
+            self.hidden_TE(self.state.tokens_at(slots_B, places.positions_BW), places)
 
     @torch.inference_mode()
     def launch(self, step: Step, rows: Many[Sequence], inputs: Many[Many[int]], *, alone: bool = True) -> Launched:
@@ -158,32 +158,23 @@ class Runner:
 
     def hidden_TE(
         self,
-        slots_B: torch.Tensor,
         tokens_BW: torch.Tensor,
-        starts_B: torch.Tensor,
-        num_blocks: int,
+        places: Places,
         *,
-        offsets_W: torch.Tensor | None = None,
+        positions_BW: torch.Tensor | None = None,
         mask: WindowMask | None = None,
     ) -> torch.Tensor:
         """Final hidden states of windows; their keys and values are in the cache then, one behind the other.
 
         Args:
-            starts_B: int64, where each row's window starts.
-            num_blocks: of each row's table, up to the end of every window, padding included; a table that is shorter
-                goes on with the null block.
-            offsets_W: int64 position of each token behind the start; None: they follow each other.
+            positions_BW: int64 of each token, if they do not follow each other.
             mask: as in `Windows`.
         """
-        stored_BW = self.state.positions(starts_B, tokens_BW.shape[1])
-        tables_BM = self.state.tables_RM[slots_B, :num_blocks]
-        tables_BM = F.pad(tables_BM, (0, num_blocks - tables_BM.shape[1]))
-        index_BW = (stored_BW // self.block_tokens).clamp_max(num_blocks - 1)
-        places_BW = tables_BM.gather(1, index_BW).long() * self.block_tokens + stored_BW % self.block_tokens
-        positions_BW = stored_BW if offsets_W is None else starts_B[:, None] + offsets_W
-        windows = Windows(starts_B.int(), tables_BM, tokens_BW.shape[1], mask)
+        if positions_BW is None:
+            positions_BW = places.positions_BW
+        windows = Windows(places.starts_B, places.tables_BM, tokens_BW.shape[1], mask)
         return self.model.hidden_TE(
-            tokens_BW.flatten(), positions_BW.flatten(), places_BW.flatten(), windows, self.cache
+            tokens_BW.flatten(), positions_BW.flatten(), places.stored_BW.flatten(), windows, self.cache
         )
 
     def _place(self, row: Sequence, index: int) -> int:

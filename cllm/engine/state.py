@@ -5,6 +5,8 @@ its predictions over the guesses and moves the length forward: the rest of the p
 they stand, and guesses for positions not reached yet were laid out when the row was admitted. So a step needs nothing
 from the host, and the next one may start before the host has seen what this one committed.
 
+This file says it in plain torch; on a GPU `cllm.engine.triton_state` does the same in one launch a method.
+
 Shapes: R slots of rows, L tokens of a buffer, M blocks of a table, B rows of a step, W window, A admitted rows, X new
 table entries.
 """
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from cllm.engine.sequence import Sequence
 
@@ -29,6 +32,23 @@ class Entry:
     guesses: list[int]
     block_size: int = 0
     block_end: int = _NO_END
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where windows lie, in their rows and in the cache: of each row W tokens, one behind the other.
+
+    Attributes:
+        starts_B: int32 position of each row's first token.
+        positions_BW: int64; what would lie behind a row's buffer stays at its end.
+        stored_BW: int64 places in the cache, as in `Ops.rotate_and_store`.
+        tables_BM: int32 block numbers, as in `Windows`.
+    """
+
+    starts_B: torch.Tensor
+    positions_BW: torch.Tensor
+    stored_BW: torch.Tensor
+    tables_BM: torch.Tensor
 
 
 class DeviceState:
@@ -107,10 +127,25 @@ class DeviceState:
         open_X = positions_X >= self.length_R[slots_X]
         self.tokens_RL[slots_X, positions_X] = torch.where(open_X, tokens_X, self.tokens_RL[slots_X, positions_X])
 
-    def window(self, slots_B: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, W] of each row's window, its seed first, and the position [B] of the seed."""
-        starts_B = self.length_R[slots_B] - 1
-        return self.tokens_at(slots_B, self.positions(starts_B, width)), starts_B
+    def window(self, slots_B: torch.Tensor, width: int, num_blocks: int) -> tuple[torch.Tensor, Places]:
+        """Tokens [B, W] of each row's window, its seed first, and where they lie; `num_blocks` as in `places`."""
+        places = self.places(slots_B, self.length_R[slots_B] - 1, width, num_blocks)
+        return self.tokens_at(slots_B, places.positions_BW), places
+
+    def places(self, slots_B: torch.Tensor, starts_B: torch.Tensor, width: int, num_blocks: int) -> Places:
+        """Of windows that start at int64 `starts_B`.
+
+        Args:
+            num_blocks: of each row's table, up to the end of every window, padding included; a table that is shorter
+                goes on with the null block.
+        """
+        positions_BW = self.positions(starts_B, width)
+        tables_BM = self.tables_RM[slots_B, :num_blocks]
+        tables_BM = F.pad(tables_BM, (0, num_blocks - tables_BM.shape[1]))
+        index_BW = (positions_BW // self.block_tokens).clamp_max(num_blocks - 1)
+        blocks_BW = tables_BM.gather(1, index_BW).long()
+        stored_BW = blocks_BW * self.block_tokens + positions_BW % self.block_tokens
+        return Places(starts_B.int(), positions_BW, stored_BW, tables_BM)
 
     def positions(self, starts_B: torch.Tensor, width: int) -> torch.Tensor:
         """Positions [B, W] behind each start; what would lie behind the buffer stays at its end."""
@@ -121,7 +156,8 @@ class DeviceState:
         return self.tokens_RL[slots_B[:, None], positions_BW]
 
     def accept(self, slots_B: torch.Tensor, window_BW: torch.Tensor, predictions_BW: torch.Tensor) -> torch.Tensor:
-        """Commit the predictions that hold and leave the rest as guesses; how many each row committed, int64 [B].
+        """Commit the predictions that hold and leave the rest as guesses; int64 [B, 1 + W]: how many each row
+        committed, then the predictions.
 
         Prediction i + 1 holds while guess i equals prediction i. A row commits nothing behind its limit; with refill
         block nothing is written behind the block, whose initial guesses must stay.
@@ -136,7 +172,7 @@ class DeviceState:
         length_B = length_B + counts_B
         self.length_R[slots_B] = length_B
         self.block_end_R[slots_B] = torch.where(length_B == end_B, end_B + self.block_size_R[slots_B], end_B)
-        return counts_B
+        return torch.cat([counts_B[:, None], predictions_BW], dim=1)
 
     def upload(self, values: npt.ArrayLike) -> torch.Tensor:
         """An integer array on the device; from pinned memory, so that nobody waits for the copy."""

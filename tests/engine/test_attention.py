@@ -238,6 +238,8 @@ def test_flash_attention_is_refused_where_it_cannot_run() -> None:
 
 
 def gpu_attention(name: str, dtype: torch.dtype) -> Attention:
+    if name == "best":
+        return attention_for(CUDA, dtype)
     if name == "triton":
         return TritonAttention(CUDA)
     if name == "shared-keys":
@@ -250,7 +252,7 @@ def gpu_attention(name: str, dtype: torch.dtype) -> Attention:
 @pytest.mark.gpu
 @on_gpu
 @all_cases
-@pytest.mark.parametrize("name", ["triton", "shared-keys", "flash"])
+@pytest.mark.parametrize("name", ["best", "triton", "shared-keys", "flash"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("mask", [tuple, masked], ids=["causal", "masked"])
 def test_on_the_gpu(case: Case, name: str, dtype: torch.dtype, mask: Callable[[Tensors], Tensors]) -> None:

@@ -56,7 +56,8 @@ def paged_attention_kernel(
         q_ptr: queries [T, H, D], strides `token_stride` and `query_stride`.
         k_ptr, v_ptr: pages [N, S, K, D], strides `block_stride`, `slot_stride` and `head_stride`.
         out_ptr: contiguous [T, H, D].
-        starts_ptr, tables_ptr: int32 [B] and [B, M], as in `Windows`.
+        starts_ptr, tables_ptr: int32 [B] and [B, M], as in `Windows`; with PDL the kernel just in front must not be the
+            one that writes them.
         mask_ptr: int64 [W, X] with row stride `mask_stride`, as in `WindowMask`; read with MASKED only.
         partial_ptr: float32 scratch [tiles of all heads and rows, num_splits, BLOCK_M, HEAD_SIZE].
         stats_ptr: float32 scratch [tiles of all heads and rows, num_splits, 2, BLOCK_M].
@@ -70,7 +71,6 @@ def paged_attention_kernel(
     """
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     # The last tiles see most keys, so they start first.
     tile = tl.num_programs(0) // num_splits - 1 - tl.program_id(0) // num_splits
     split = tl.program_id(0) % num_splits
@@ -89,12 +89,20 @@ def paged_attention_kernel(
     if split >= working:
         return
 
+    table_ptr = tables_ptr + row.to(tl.int64) * table_stride
+    if PDL:
+        # Of the keys only the window's own are written by the kernel in front; the others may come to the L2 cache.
+        keys_N = split * split_keys + tl.arange(0, BLOCK_N)
+        blocks_N = tl.load(table_ptr + keys_N // BLOCK_TOKENS, mask=keys_N < num_keys, other=0).to(tl.int64)
+        offsets_N = blocks_N * block_stride + keys_N % BLOCK_TOKENS * slot_stride + head * head_stride
+        _prefetch(k_ptr, offsets_N, HEAD_SIZE, BLOCK_D)
+        _prefetch(v_ptr, offsets_N, HEAD_SIZE, BLOCK_D)
+        gdc_wait()
     dims_D = tl.arange(0, BLOCK_D)
     heads_M = head * GROUP + rows_M % GROUP
     token_rows_M = (row * width + tokens_M).to(tl.int64)
     q_pointers = q_ptr + (token_rows_M * token_stride + heads_M * query_stride)[:, None] + dims_D[None, :]
     q_MD = tl.load(q_pointers, mask=used_M[:, None] & (dims_D < HEAD_SIZE)[None, :], other=0.0)
-    table_ptr = tables_ptr + row.to(tl.int64) * table_stride
     max_M, sum_M, acc_MD = _attend(
         q_MD,
         start,
@@ -140,6 +148,22 @@ def paged_attention_kernel(
                 partial_ptr, stats_ptr, first, working, used_M, mask_MD, HEAD_SIZE, BLOCK_M, BLOCK_D, MERGE_STAGES
             )
             _write(out_ptr, out_M, dims_D, merged_MD, mask_MD)
+
+
+@triton.jit
+def _prefetch(base_ptr: tl.tensor, offsets_N: tl.tensor, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr) -> None:
+    """Ask for the cache lines of these vectors without waiting for them."""
+    LINE: tl.constexpr = 1024 // base_ptr.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = (BLOCK_D + LINE - 1) // LINE
+    places_L = tl.minimum(tl.arange(0, LINES) * LINE, HEAD_SIZE - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0 is unused",
+        "=r,l",
+        [base_ptr + offsets_N[:, None] + places_L[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

@@ -41,7 +41,7 @@ def rotate_and_store_kernel(
         qkv_ptr: [T, (H + 2 K) D], rows `qkv_stride` apart.
         q_norm_ptr, k_norm_ptr: [D]; touched with HAS_NORM only.
         cos_sin_ptr: contiguous float32 [P, D].
-        positions_ptr, slots_ptr: int64 [T].
+        positions_ptr, slots_ptr: int64 [T]; with PDL the kernel just in front must not be the one that writes them.
         q_ptr: contiguous [T, H, D].
         keys_ptr, values_ptr: pages; the [K, D] of consecutive slots are `key_stride` and `value_stride` apart.
         BLOCK_HALF: a power of 2, at least D / 2.
@@ -56,11 +56,13 @@ def rotate_and_store_kernel(
     is_value_X1 = x_X1 >= NUM_QUERIES + NUM_KV
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
+    # Where tokens are was known before the forward began: it is read while the projection in front still runs.
     slot = tl.load(slots_ptr + token)
     cos_sin_ptr += tl.load(positions_ptr + token) * HEAD_SIZE
     cos_1D = tl.load(cos_sin_ptr + d_1D, mask=in_half_1D, other=0.0)
     sin_1D = tl.load(cos_sin_ptr + HALF + d_1D, mask=in_half_1D, other=0.0)
+    if PDL:
+        gdc_wait()
     head_ptrs_XD = qkv_ptr + token * qkv_stride + x_X1 * HEAD_SIZE + d_1D
     first_XD = tl.load(head_ptrs_XD, mask=mask_XD, other=0.0).to(tl.float32)
     second_XD = tl.load(head_ptrs_XD + HALF, mask=mask_XD, other=0.0).to(tl.float32)
