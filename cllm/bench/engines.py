@@ -19,10 +19,10 @@ from cllm.decoding.records import DecodeRequest
 from cllm.decoding.stats import device_memory_bytes
 from cllm.engine.config import EngineConfig
 from cllm.engine.engine import Engine
+from cllm.engine.graphs import bucket
 from cllm.engine.load import build_engine
 from cllm.engine.model import DecoderModel
 from cllm.engine.parallel import Group
-from cllm.engine.runner import bucket
 from cllm.engine.shards import ShardedEngine
 from cllm.models import default_device, resolve_dtype
 from cllm.vllm.config import PeerConfig

@@ -12,11 +12,11 @@ from cllm.engine.backends import attention_for, ops_for
 from cllm.engine.config import EngineConfig
 from cllm.engine.costs import CostTable, Work
 from cllm.engine.engine import Engine
+from cllm.engine.graphs import bucket
 from cllm.engine.jacobi import time_steps
 from cllm.engine.model import DecoderModel, Shard
 from cllm.engine.parallel import Group
 from cllm.engine.policy import AdaptiveWindow
-from cllm.engine.runner import bucket
 from cllm.engine.sampler import DRAW_BYTES
 from cllm.engine.weights import load_model
 from cllm.errors import InputError

@@ -16,6 +16,7 @@ import torch
 from cllm.engine.attention import WindowMask, Windows
 from cllm.engine.backends import state_for
 from cllm.engine.config import EngineConfig
+from cllm.engine.graphs import PromptGraph, StepGraph, bucket, prompt_bucket, prompt_buckets
 from cllm.engine.model import DecoderModel
 from cllm.engine.ops import Pages
 from cllm.engine.sampler import Logprobs, Sampler
@@ -55,6 +56,7 @@ class Runner:
         self.device = model.device
         self.block_tokens = config.block_tokens
         self.num_blocks = num_blocks
+        self._longest_chunk = min(config.prefill_tokens, config.max_tokens)
         self._most_logits = bucket(config.max_rows) * config.width * model.shape.vocab_size
         self.state = state_for(self.device)(
             num_rows=config.max_rows,
@@ -70,20 +72,28 @@ class Runner:
         )
         self.cache = [Pages(keys_NSKD, values_NSKD) for keys_NSKD, values_NSKD in store]
         self._store_CZKD = store.flatten(2, 3).flatten(0, 1)
-        self._graphs: dict[tuple[Step, int, bool], _StepGraph] = {}
+        self._graphs: dict[tuple[Step, int, bool], StepGraph] = {}
+        self._prompt_graphs: dict[tuple[int, int], PromptGraph] = {}
         self._use_graphs = self.device.type == "cuda" and config.cuda_graphs
-        self._memory = torch.cuda.graph_pool_handle() if self._use_graphs else None
+        self.graph_memory = torch.cuda.graph_pool_handle() if self._use_graphs else None
         self._logits: torch.Tensor | None = None
 
     @torch.inference_mode()
     def store(self, chunks: Many[Chunk]) -> None:
         """Read prompt pieces into the cache."""
         for width, group in _groups_of_similar_length(chunks):
-            slots_B = self.state.upload([chunk.sequence.place for chunk in group])
-            starts_B = self.state.upload([chunk.start for chunk in group])
-            end = max(chunk.start for chunk in group) + width
-            places = self.state.places(slots_B, starts_B, width, self._blocks_until(end))
-            self.hidden_TE(self.state.tokens_at(slots_B, places.positions_BW), places)
+            slots, starts = [chunk.sequence.place for chunk in group], [chunk.start for chunk in group]
+            size = prompt_bucket(len(group), width) if self._use_graphs else None
+            if size is not None:
+                self._prompt_graph(*size).run(slots, starts)
+            else:
+                num_blocks = self._blocks_until(max(starts) + width)
+                self.read(self.state.upload(slots), self.state.upload(starts), width, num_blocks)
+
+    def read(self, slots_B: torch.Tensor, starts_B: torch.Tensor, width: int, num_blocks: int) -> None:
+        """Read `width` tokens of each row's buffer into the cache; `num_blocks` as in `DeviceState.places`."""
+        places = self.state.places(slots_B, starts_B, width, num_blocks)
+        self.hidden_TE(self.state.tokens_at(slots_B, places.positions_BW), places)
 
     @torch.inference_mode()
     def launch(self, step: Step, rows: Many[Sequence], inputs: Many[Many[int]], *, alone: bool = True) -> Launched:
@@ -116,11 +126,14 @@ class Runner:
 
     @torch.inference_mode()
     def capture(self, steps: Many[Step]) -> None:
-        """Capture the graphs of these steps for all batches, greedy and sampled, so that no request waits for one.
+        """Capture the graphs that read prompts and those of these steps for all batches, greedy and sampled, so that no
+        request waits for one.
 
         The largest come first: memory that they need is enough for the others.
         """
         if self._use_graphs:
+            for size in prompt_buckets(self.state.idle_slot, self._longest_chunk):
+                self._prompt_graph(*size)
             for batch in sorted({bucket(rows) for rows in range(1, self.state.idle_slot + 1)}, reverse=True):
                 for step in sorted(steps, key=lambda step: step.width, reverse=True):
                     self._graph(step, batch, greedy=True)
@@ -197,66 +210,20 @@ class Runner:
         event.record()
         return host_BX, logprobs, event
 
-    def _graph(self, step: Step, batch: int, greedy: bool) -> "_StepGraph":
+    def _graph(self, step: Step, batch: int, greedy: bool) -> StepGraph:
         key = (step, bucket(batch), greedy)
         if key not in self._graphs:
-            self._graphs[key] = _StepGraph(self, *key)
+            self._graphs[key] = StepGraph(self, *key)
         return self._graphs[key]
 
-
-class _StepGraph:
-    """A captured step of one batch bucket. Idle rows fill up the batch.
-
-    A greedy step is captured whole. Of a sampled one the model's part is; the sampler, whose work depends on the
-    requests, follows eagerly. Graphs share their memory, so all that one leaves behind is its small results: logits for
-    the sampler are copied to a place outside.
-    """
-
-    def __init__(self, runner: Runner, step: Step, batch: int, greedy: bool) -> None:
-        self.runner = runner
-        self.step = step
-        self.greedy = greedy
-        self.inputs: list[Many[int]] = [step.idle_input] * batch
-        self.inputs_BX = runner.state.upload(self.inputs)
-        num_blocks = runner.state.tables_RM.shape[1]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries allocate their workspaces and kernels compile before the capture
-            fed_BP, logits_BPV = step.predict(self.inputs_BX, num_blocks)
-            step.finish(self.inputs_BX, fed_BP, logits_BPV, greedy=True)
-        torch.cuda.current_stream().wait_stream(stream)
-        if not greedy:
-            self.logits_BPV = runner.shared_logits(logits_BPV)
-        del logits_BPV
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=runner._memory):
-            self.fed_BP, logits_BPV = step.predict(self.inputs_BX, num_blocks)
-            if greedy:
-                self.result_BX, _ = step.finish(self.inputs_BX, self.fed_BP, logits_BPV, greedy=True)
-            else:
-                self.logits_BPV.copy_(logits_BPV)
-
-    def run(self, inputs: Many[Many[int]]) -> tuple[torch.Tensor, Logprobs | None]:
-        padded = [*inputs, *[self.step.idle_input] * (len(self.inputs) - len(inputs))]
-        if padded != self.inputs:
-            self.inputs_BX.copy_(self.runner.state.upload(padded))
-            self.inputs = padded
-        self.graph.replay()
-        if self.greedy:
-            return self.result_BX, None
-        return self.step.finish(self.inputs_BX, self.fed_BP, self.logits_BPV, greedy=False)
+    def _prompt_graph(self, batch: int, width: int) -> PromptGraph:
+        if (batch, width) not in self._prompt_graphs:
+            self._prompt_graphs[batch, width] = PromptGraph(self, batch, width)
+        return self._prompt_graphs[batch, width]
 
 
 def _run(step: Step, inputs_BX: torch.Tensor, num_blocks: int, *, greedy: bool) -> tuple[torch.Tensor, Logprobs | None]:
     return step.finish(inputs_BX, *step.predict(inputs_BX, num_blocks), greedy=greedy)
-
-
-def bucket(batch: int) -> int:
-    """The smallest captured batch that holds `batch` rows: powers of two, then multiples of 8, then of 16."""
-    if batch <= 8:
-        return 1 << (batch - 1).bit_length()
-    step = 8 if batch <= 64 else 16
-    return -(-batch // step) * step
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

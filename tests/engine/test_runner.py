@@ -10,6 +10,7 @@ from cllm.decoding.records import DecodeRequest, SamplingParams
 from cllm.decoding.reference import autoregressive
 from cllm.engine.attention import Attention, TorchAttention, Windows
 from cllm.engine.config import EngineConfig
+from cllm.engine.graphs import prompt_bucket, prompt_buckets
 from cllm.engine.jacobi import time_steps
 from cllm.engine.load import build_engine
 from cllm.engine.ops import Pages
@@ -107,3 +108,41 @@ def test_an_adaptive_engine_knows_what_other_draws_cost():
     results = engine.generate(requests)
     assert [list(result.token_ids) for result in results] == [autoregressive(model, r, [EOS]) for r in requests]
     assert engine.policy._greedy._seen_at.keys() | engine.policy._others["drawn"]._seen_at.keys()
+
+
+def test_padding_in_a_captured_forward_changes_no_key_of_a_row():
+    """Graphs read prompts in batches filled up with idle rows, padded further than the longest table reaches."""
+    runner = make_engine(tiny_model(3), window=2, max_rows=4).runner
+    state, starts, ends = runner.state, [0, 40], [11, 50]
+    state.tokens_RL[:2] = torch.arange(2 * state.tokens_RL.shape[1]).view(2, -1) % 19 + 3
+    state.tables_RM[:2] = 1 + torch.arange(2 * state.tables_RM.shape[1]).view(2, -1)
+    found = []
+    for idle, width in ((0, 12), (2, 96)):
+        runner._store_CZKD.zero_()
+        slots_B = torch.tensor([0, 1] + [state.idle_slot] * idle)
+        num_blocks = state.tables_RM.shape[1] + -(-width // runner.block_tokens)
+        runner.read(slots_B, torch.tensor(starts + [0] * idle), width, num_blocks)
+        places = [
+            int(state.tables_RM[slot, position // 4]) * 4 + position % 4
+            for slot in (0, 1)
+            for position in range(starts[slot], ends[slot])
+        ]
+        found.append(runner._store_CZKD[:, places].clone())
+    assert found[0].abs().amin(dim=(0, 2, 3)).gt(0).all()
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_every_group_of_prompt_pieces_has_a_captured_forward_or_none():
+    for rows in range(1, 12):
+        for width in range(16, 1300, 16):
+            size = prompt_bucket(rows, width)
+            if size is None:
+                assert rows > 8 or width > 1024 or rows * width > 512, "small forwards are those that graphs are for"
+                continue
+            assert size[0] >= rows
+            assert width <= size[1] <= width * 1.5 or width <= 64
+            assert size in prompt_buckets(rows, width), "it would be captured while a request waits"
+
+
+def test_no_forward_is_captured_that_cannot_come():
+    assert prompt_buckets(1, 100) == [(1, 128), (1, 96), (1, 64), (1, 32), (1, 16)]
