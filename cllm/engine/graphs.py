@@ -3,8 +3,10 @@
 Shapes: as in `cllm.engine.runner`.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
+from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
@@ -112,9 +114,21 @@ def _once_before(work: Callable[[], Result]) -> Result:
 def _captured(work: Callable[[], Result], runner: "Runner") -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of the work, and what every replay leaves in the same place."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=runner.graph_memory):
+    with _without_collection(), torch.cuda.graph(graph, pool=runner.graph_memory):
         result = work()
     return graph, result
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """A graph that Python's garbage collector destroys meanwhile, of an engine before this one, would end a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def bucket(batch: int) -> int:
