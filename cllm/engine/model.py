@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -296,7 +295,7 @@ class DecoderModel:
         layers = self.weights.layers
         windows = self.attention.prepare(windows, self.heads.num_queries, cache[0])
         positions_T = positions_T.clamp_max(self.shape.max_positions - 1)
-        residual_TE = F.embedding(tokens_T, self.weights.embedding_VE)
+        residual_TE = self.weights.embedding_VE[tokens_T]  # F.embedding takes 6 times as long for 2 to 16 tokens
         normed_TE = self.ops.norm(residual_TE, layers[0].attention_norm)
         next_norms = [*(layer.attention_norm for layer in layers[1:]), self.weights.norm]
         for layer, next_norm, pages in zip(layers, next_norms, cache, strict=True):

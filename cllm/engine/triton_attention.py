@@ -44,12 +44,13 @@ class TritonAttention:
         device: where the tensors of all calls are.
         num_programs: programs that a launch should have: where there are fewer tiles, their keys are shared out. 256 is
             two for each processor of an A100 or H100.
-        split_keys: fewest keys worth a program of their own.
+        split_keys: fewest keys worth a program of their own. Parts of 64 keys take longer to merge than they save:
+            with 1,400 tokens, a 7B shape's step takes 5% longer so.
         pdl: start while the kernel before is ending and let the next one do so, where the GPU can.
     """
 
     def __init__(
-        self, device: torch.device, *, num_programs: int = 256, split_keys: int = 64, pdl: bool = True
+        self, device: torch.device, *, num_programs: int = 256, split_keys: int = 256, pdl: bool = True
     ) -> None:
         self._num_programs = num_programs
         self._split_keys = split_keys
