@@ -20,15 +20,11 @@ def tune(model: DecoderModel, num_tokens: Sequence[int]) -> None:
     if model.device.type != "cuda":
         return
     from cllm.engine.triton_ops import TritonOps
+    from cllm.engine.tuning import tune_model
 
     if not isinstance(model.ops, TritonOps):
         return
-    layers = model.weights.layers
-    model.ops.tune("linear", [layer.qkv for layer in layers], num_tokens)
-    model.ops.tune("linear_add_norm", [layer.output for layer in layers], num_tokens)
-    model.ops.tune("gated_linear", [layer.gate_up for layer in layers], num_tokens)
-    model.ops.tune("linear_add_norm", [layer.down for layer in layers], num_tokens)
-    model.ops.tune("linear", [model.weights.head], num_tokens)
+    tune_model(model, model.ops, num_tokens)
 
 
 def ops_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ops:

@@ -90,6 +90,14 @@ class TritonOps:
             self._plans[key] = min(measured[key], key=measured[key].__getitem__)
         return measured
 
+    def adopt(self, key: PlanKey, plan: Plan | None) -> None:
+        """Launch such projections by this plan from now on; None: by cuBLAS."""
+        self._plans[key] = plan
+
+    def untried(self, key: PlanKey, device: torch.device) -> Plan | None:
+        """The plan taken where none was measured."""
+        return plans.untried(key, _processors(device))
+
     def norm(self, x_TE: torch.Tensor, norm: Norm) -> torch.Tensor:
         rows_TE = x_TE.reshape(-1, x_TE.shape[-1])
         return self._norm(_Sums(rows_TE[None]), None, norm, x_TE.dtype)[0].view(x_TE.shape)
@@ -282,7 +290,7 @@ class TritonOps:
         if tokens is None or x_TI.shape[1] % 16 or not _is_plain(linear.weight_OI):
             return None
         key = _key(op, tokens, linear)
-        return self._plans[key] if key in self._plans else plans.untried(key, _processors(x_TI.device))
+        return self._plans[key] if key in self._plans else self.untried(key, x_TI.device)
 
     def _microseconds(self, key: PlanKey, plan: Plan | None, layers: Sequence[Linear]) -> float:
         """Of one call; infinite where the GPU has too little shared memory for the plan."""
