@@ -94,7 +94,7 @@ def run_collection_alone(recipe: Recipe, arguments: argparse.Namespace) -> None:
     connect(recipe)
     task: Any = ray.remote(measure_collection).options(**whole_machine(recipe))
     collection, hardware = ray.get(task.remote(recipe, arguments.slow_prompts, arguments.repeats))
-    figures: dict[str, Any] = {"collection": collection}
+    figures: dict[str, Any] = {"collection": collection, "hardware": hardware}
     if arguments.actors > 1:
         figures["actors"] = measure_actors(recipe, arguments.actors)
     print(f"\n{collection_text(collection)}\n", flush=True)

@@ -1,7 +1,7 @@
 """Estimate hours and dollars of a recipe on rented machines, from measured or assumed speeds.
 
     python jobs/estimate.py --recipe paper-gsm8k --instance p4d.24xlarge --response-tokens 160 \
-        --results results/engine-h200.json --results-model "llama-2-7b shape, random weights" --speed-ratio 0.32 \
+        --results results/engine-h200.json --results-model llama-2-7b --speed-ratio 0.32 \
         --collect-tokens-per-s 700 --evaluate-tokens-per-s 700 --train-mfu 0.35 --parameters 7e9
 
 Speeds are those of one GPU. What no results file tells must be given; a figure on the command line counts as assumed

@@ -241,13 +241,10 @@ def main(words: Sequence[str]) -> int:
             lone,
             asked.repeats,
         )
-        found = document(asked, model, repeats)  # before Serve shuts down, which may take long
-        if asked.output is not None:
+        found = document(asked, model, repeats)
+        if asked.output is not None:  # before Serve shuts down, which takes half a minute behind HAProxy
             write_atomic(asked.output, found.model_dump_json(indent=2) + "\n")
-        print(
-            f"{table(found.tokens_per_s, found.first_token_s, asked.concurrency)}\n\n{found.model_dump_json()}",
-            flush=True,
-        )
+    print(f"{table(found.tokens_per_s, found.first_token_s, asked.concurrency)}\n\n{found.model_dump_json()}")
     return 0
 
 
