@@ -62,6 +62,7 @@ class EngineConfig(Config):
     prefill_tokens: int = Field(2048, ge=1)  # prompt tokens read in one step, so that decoding rows are not held up
     memory_fraction: float = Field(0.9, gt=0, le=1)  # of the GPU's memory, for weights, cache and graphs together
     cuda_graphs: bool = True  # on a GPU
+    tune: bool = False  # on one GPU: let the kernels find their fastest launches first, which takes under a minute
     capture: bool = True  # all graphs when the engine is built; else a request waits for each that is new
     overlap: bool | None = None  # read a step's result while the next one runs; None: on GPUs, lookahead never
 

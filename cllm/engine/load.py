@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cllm.decoding.records import SamplingParams
-from cllm.engine.backends import attention_for, ops_for
+from cllm.engine.backends import attention_for, ops_for, tune
 from cllm.engine.config import EngineConfig
 from cllm.engine.costs import CostTable, Work
 from cllm.engine.engine import Engine
@@ -90,12 +90,14 @@ def build_engine(
     costs: CostTable | None = None,
     group: Group | None = None,
 ) -> Engine:
-    """An engine over a model in memory. With policy "adaptive" it times its steps first; on a GPU it captures all their
-    graphs (`EngineConfig.capture`).
+    """An engine over a model in memory. Where asked to, it finds the fastest launches first (`EngineConfig.tune`); with
+    policy "adaptive" it times its steps; on a GPU it captures all their graphs (`EngineConfig.capture`).
 
     Args:
         costs: step times, for all kinds of draws; None: they are measured.
     """
+    if config.tune and group is None:
+        tune(model, step_sizes(config))
     num_blocks = cache_blocks(model, config)
     if group is not None:  # the ranks schedule alike only if their caches are alike
         num_blocks = group.smallest(num_blocks)
@@ -155,6 +157,12 @@ def measure_costs(engine: Engine, sampling: SamplingParams) -> CostTable:
     context = min(_TYPICAL_CONTEXT, config.max_tokens - 1)
     batches, widths = _powers_of_two(config.max_rows), _powers_of_two(config.window)
     return time_steps(engine.runner, batches, widths, context, sampling)
+
+
+def step_sizes(config: EngineConfig) -> list[int]:
+    """Tokens of the steps that may come, for powers of two of rows."""
+    widths = _powers_of_two(config.window) if config.policy == "adaptive" else [config.width]
+    return sorted({width * bucket(rows) for width in widths for rows in _powers_of_two(config.max_rows)})
 
 
 def _powers_of_two(most: int) -> list[int]:

@@ -48,6 +48,7 @@ def tune_model(model: DecoderModel, ops: TritonOps, num_tokens: Sequence[int]) -
             key: _worth_trying(ops, key, times, model.device) for key, times in measured.items() if key.tokens == tokens
         }
         choose_in_turn(tries, ops.adopt, partial(microseconds, [_forward(model, tokens)]))
+    torch.cuda.empty_cache()  # what was allocated for it is the cache's
 
 
 def choose_in_turn(

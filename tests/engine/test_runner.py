@@ -12,7 +12,7 @@ from cllm.engine.attention import Attention, TorchAttention, Windows
 from cllm.engine.config import EngineConfig
 from cllm.engine.graphs import prompt_bucket, prompt_buckets
 from cllm.engine.jacobi import time_steps
-from cllm.engine.load import build_engine
+from cllm.engine.load import build_engine, step_sizes
 from cllm.engine.ops import Pages
 from cllm.engine.policy import AdaptiveWindow
 from cllm.engine.state import DeviceState
@@ -146,3 +146,23 @@ def test_every_group_of_prompt_pieces_has_a_captured_forward_or_none():
 
 def test_no_forward_is_captured_that_cannot_come():
     assert prompt_buckets(1, 100) == [(1, 128), (1, 96), (1, 64), (1, 32), (1, 16)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"window": 1, "max_rows": 6}, [1, 2, 4, 8]),
+        ({"window": 8, "max_rows": 3}, [8, 16, 32]),
+        ({"window": 4, "max_rows": 2, "policy": "adaptive"}, [1, 2, 4, 8]),
+        ({"max_rows": 1, "lookahead": {"window": 2, "ngram": 3, "candidates": 1}}, [6]),
+    ],
+)
+def test_launches_are_measured_for_the_steps_that_may_come(settings, sizes):
+    assert step_sizes(EngineConfig.model_validate(settings)) == sizes
+
+
+def test_an_engine_that_has_nothing_to_tune_works_as_ever():
+    model, request = tiny_model(3), DecodeRequest((3, 4), 20)
+    config = EngineConfig(window=4, max_rows=2, max_tokens=64, block_tokens=4, tune=True)
+    (result,) = build_engine(model_from_transformers(model), config, eos_ids=[EOS], pad_id=PAD).generate([request])
+    assert list(result.token_ids) == autoregressive(model, request, [EOS])
