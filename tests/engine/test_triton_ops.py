@@ -16,13 +16,8 @@ if importlib.util.find_spec("triton") is None:
 from cllm.engine.kernels.plans import TOKEN_BUCKETS, Op, Plan, PlanKey, bucket, candidates, untried
 from cllm.engine.kernels.projection import share_out
 from cllm.engine.triton_ops import TritonOps
+from tests.devices import DEVICES, on_gpu
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = [
-    pytest.param(torch.device("cpu"), marks=interpreted, id="interpreter"),
-    pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, on_gpu], id="gpu"),
-]
 # 144 outputs and 208 inputs: neither tiles of 32 rows nor chunks of 64 columns come out even.
 OUTPUTS, INPUTS = 144, 208
 TILES, CHUNKS = 5, 4

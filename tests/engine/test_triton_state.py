@@ -1,9 +1,5 @@
 """A step's ends as kernels against the state in plain torch: on a GPU, else on Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,13 +8,8 @@ from cllm.engine.state import DeviceState
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from cllm.engine.triton_state import TritonState
+from tests.devices import DEVICES, assert_compiles
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = [
-    pytest.param(torch.device("cpu"), marks=interpreted, id="interpreter"),
-    pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, on_gpu], id="gpu"),
-]
 ROWS, LONGEST, MARGIN, BLOCK, TOKENS = 6, 30, 9, 4, 3  # so few tokens that guesses hold often
 
 
@@ -114,7 +105,4 @@ for kernel, values, warps in (
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests compile them")
 def test_the_kernels_compile_for_a_gpu() -> None:
-    """The interpreter takes more than the compiler does. In a process without it; no GPU is needed."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert_compiles(COMPILE)

@@ -11,10 +11,10 @@ from cllm.engine import tuning
 from cllm.engine.kernels.plans import Plan, PlanKey, untried
 from cllm.engine.triton_ops import TritonOps
 from cllm.engine.weights import model_from_transformers
+from tests.devices import interpreted
 from tests.fakes import tiny_model
 
 CPU = torch.device("cpu")
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 
 
 def test_a_choice_is_made_given_those_before_it() -> None:

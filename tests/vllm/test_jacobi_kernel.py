@@ -1,9 +1,5 @@
 """The sampler's kernel against its twin in plain torch: on a GPU, else on Triton's interpreter. Needs no vLLM."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,13 +9,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from cllm.vllm import jacobi_kernel
 from cllm.vllm.jacobi import Committed, Rows, Slots, Verified
+from tests.devices import DEVICES, assert_compiles
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = [
-    pytest.param(torch.device("cpu"), marks=interpreted, id="interpreter"),
-    pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, on_gpu], id="gpu"),
-]
 SLOTS, LENGTH, TOKENS = 9, 40, 3  # so few tokens that guesses hold often
 
 
@@ -119,7 +110,4 @@ for prompt in (False, True):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests compile it")
 def test_the_kernel_compiles_for_a_gpu() -> None:
-    """The interpreter takes more than the compiler does. In a process without it; no GPU is needed."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert_compiles(COMPILE)
