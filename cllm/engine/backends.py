@@ -37,15 +37,15 @@ def ops_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ops:
 
 
 def attention_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Attention:
-    """FlashAttention-3 where it runs (with our kernel for masks and few tiles), else our Triton kernel on a GPU, else
-    plain torch.
+    """FlashAttention-3 where it runs (with our kernel for masks and narrow windows), else our Triton kernel on a GPU,
+    else plain torch.
 
     Args:
         dtype: of queries, keys and values.
     """
     ours = triton_attention(device) if _has_triton(device) else None
     if dtype in DTYPES and FlashAttention3.available(device):
-        return FlashAttention3(device, masked=ours, few=ours)
+        return FlashAttention3(device, masked=ours, narrow=ours)
     return ours or TorchAttention()
 
 

@@ -18,6 +18,7 @@ from cllm.errors import InputError
 
 DTYPES = (torch.bfloat16, torch.float16)
 _TILE_ROWS = 128  # query rows of one of its programs
+_NARROW_ROWS = 64  # of a key-value head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +51,23 @@ class FlashAttention3:
 
     Args:
         masked: takes over where the windows have a mask, which FlashAttention-3 does not read; None: plain torch.
-        few: takes over where tiles are too few to fill the GPU. FlashAttention-3 shares out their keys then, and merges
-            them in a second launch; neither launch starts before the one in front has ended. None: it stays.
+        narrow: takes over where a key-value head has so few query rows that reading the keys is all the work, or where
+            tiles fill a fraction of the GPU: FlashAttention-3 shares out their keys then, and merges them in a second
+            launch; neither launch starts before the one in front has ended. None: it stays.
 
     Raises:
         InputError: FlashAttention-3 is not available for the device.
     """
 
-    def __init__(self, device: torch.device, *, masked: Attention | None = None, few: Attention | None = None) -> None:
+    def __init__(
+        self, device: torch.device, *, masked: Attention | None = None, narrow: Attention | None = None
+    ) -> None:
         build = _load() if _is_hopper(device) else None
         if build is None:
             raise InputError(f"device: FlashAttention-3 needs a Hopper GPU and its package or vLLM, got {device}")
         self._build = build
         self._masked = masked or TorchAttention()
-        self._few = few
+        self._narrow = narrow
         self._num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._offsets: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -82,8 +86,9 @@ class FlashAttention3:
         if windows.mask is not None:
             return self._masked
         num_kv = pages.keys_NSKD.shape[2]
-        tiles = len(windows.starts_B) * num_kv * -(-windows.width * (num_heads // num_kv) // _TILE_ROWS)
-        return self._few if tiles < self._num_processors else None
+        rows = windows.width * (num_heads // num_kv)
+        tiles = len(windows.starts_B) * num_kv * -(-rows // _TILE_ROWS)
+        return self._narrow if rows <= _NARROW_ROWS or 4 * tiles <= self._num_processors else None
 
     def _planned(self, windows: Windows, num_heads: int, pages: Pages) -> FlashWindows:
         batch, max_blocks = windows.tables_BM.shape

@@ -32,6 +32,7 @@ class _Tiles:
     split_keys: int
     num_splits: int
     num_warps: int
+    num_stages: int
     merge_stages: int
 
 
@@ -109,8 +110,7 @@ class TritonAttention:
             MASKED=mask is not None,
             PDL=self._pdl,
             num_warps=tiles.num_warps,
-            # One for the block numbers, whose arrival the loads of keys and values wait for; two each for both.
-            num_stages=5,
+            num_stages=tiles.num_stages,
             **({"launch_pdl": True} if self._pdl else {}),
         )
         return out_THD
@@ -130,6 +130,9 @@ class TritonAttention:
         # One program merges all parts, reading `rows` rows of each: a part should save it more than that.
         split_keys = max(self._split_keys, keys, 2 * rows)
         num_splits = min(self._num_programs // (num_heads * per_head), triton.cdiv(max_keys, split_keys))
+        # One stage is for the block numbers, whose arrival the loads of keys and values wait for; two each for both.
+        # Where programs queue for the GPU, one each lets twice as many run, which hides more of the waiting.
+        crowded = 2 * num_heads * per_head > 3 * self._num_programs and rows == 16
         return _Tiles(
             rows=rows,
             keys=keys,
@@ -138,6 +141,7 @@ class TritonAttention:
             split_keys=split_keys,
             num_splits=max(1, num_splits),
             num_warps=8 if rows * head_size >= _ACCUMULATORS else 4,
+            num_stages=3 if crowded else 5,
             merge_stages=1 + min(4, _ACCUMULATORS // (rows * head_size)),
         )
 
